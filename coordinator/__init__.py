@@ -1,0 +1,1 @@
+"""The front door: tokenizer, relay, routing, admission. Runs without torch."""

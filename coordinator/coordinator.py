@@ -1,0 +1,291 @@
+"""The coordinator: sessions in, events out, over whatever workers are there. No wire format, no socket.
+
+Life of a request: `Coordinator.generate` validates it, `Placement` gives it a target (and a drafter, if one is up),
+the links' frames drive its `Session`, whose output the generator turns into events and text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+
+from coordinator.clients import DraftClient, TargetClient
+from coordinator.detokenizer import Detokenizer, detokenizers
+from coordinator.events import FinishedEvent, GenerateEvent, StartedEvent, Timing, TokenPiece, TokensEvent
+from coordinator.links import LinkEvents, WorkerLink
+from coordinator.placement import Placement
+from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, validate
+from coordinator.session import DraftLink, Session, TargetLink
+from coordinator.settings import CoordinatorSettings
+from coordinator.vocabulary import ServedModel, check_same_vocabulary
+from rpc.codec import DraftFrame
+from rpc.errors import Cancelled, ModelMismatch, OutriderError, Unavailable
+from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
+from speculation.adaptive_k import FixedK, KPolicy, Load, make_policy
+from speculation.cost import StepCostModel
+from speculation.messages import ModelInfo, SessionId, TargetFrame
+from speculation.relay import Emit, RelaySession
+
+LONG_PROMPT_CHARS = 20_000
+"""From here on tokenizing takes milliseconds, and moves to a thread."""
+
+OnProgress = Callable[[str], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What is served, and by how many workers now."""
+
+    model: ModelInfo
+    draft_models: tuple[str, ...]
+    num_targets: int
+    num_drafters: int
+    policy: str
+    max_k: int
+
+
+class Coordinator:
+    """Serves one model from any number of target and draft workers. Belongs to one event loop."""
+
+    def __init__(
+        self, settings: CoordinatorSettings, targets: Sequence[TargetClient], drafts: Sequence[DraftClient]
+    ) -> None:
+        """Owns the clients from now on. Nothing is connected before `start`."""
+        self._settings = settings
+        self._model: ServedModel | None = None
+        self._model_known = asyncio.Event()
+        self._detokenizer: Callable[[], Detokenizer]  # known with the model
+        self._links_changed = asyncio.Event()
+        self._session_ids = itertools.count(1)
+        self._sessions: set[Session] = set()
+        self._costs: defaultdict[str, StepCostModel] = defaultdict(StepCostModel)  # by target
+        self._profiles: defaultdict[tuple[str, str], AcceptanceProfile] = defaultdict(_new_profile)
+        target_events = LinkEvents(
+            self._check_target, self._on_target_up, self._on_target_frame, self._on_target_lost, self._links_changed.set
+        )
+        draft_events = LinkEvents(
+            self._check_draft, self._on_draft_up, self._on_draft_frame, self._on_draft_lost, self._links_changed.set
+        )
+        self._targets: list[TargetLink] = [WorkerLink(client, target_events) for client in targets]
+        self._drafts: list[DraftLink] = [WorkerLink(client, draft_events) for client in drafts]
+        self._placement = Placement(settings, self._targets, self._drafts, self._make_relay)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_closed = False
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self, on_progress: OnProgress = lambda detail: None) -> None:
+        """Connects; returns when one target is up and every drafter has been tried once.
+
+        A drafter that cannot be reached yet does not matter. Raises `ModelMismatch` if a worker that can be reached
+        does not fit. May be cancelled; `close` is needed in any case.
+        """
+        links = (*self._targets, *self._drafts)
+        self._tasks = [asyncio.create_task(link.run(), name=f"link {link.name}") for link in links]
+        while not self._has_started():
+            on_progress(self._waiting_for())
+            self._links_changed.clear()
+            await self._links_changed.wait()
+
+    def _has_started(self) -> bool:
+        for link in (*self._targets, *self._drafts):
+            if isinstance(link.problem, ModelMismatch):
+                raise link.problem
+        return any(link.is_up for link in self._targets) and all(link.was_tried for link in self._drafts)
+
+    def _waiting_for(self) -> str:
+        links = (*self._targets, *self._drafts)
+        missing = [f"{link.name} ({link.problem or 'connecting'})" for link in links if not link.is_up]
+        return "waiting for " + "; ".join(missing)
+
+    async def close(self) -> None:
+        """Ends all sessions with `Cancelled`, closes all connections. Idempotent."""
+        self._is_closed = True
+        for session in list(self._sessions):
+            session.fail(Cancelled("the coordinator is stopping; try another one, or again later"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for link in (*self._targets, *self._drafts):
+            await link.close()
+
+    def deployment(self) -> Deployment:
+        """What is served now. Raises `Unavailable` before the first target is known."""
+        drafts = [link for link in self._drafts if link.is_up and link.model is not None]
+        return Deployment(
+            model=self._served().info,
+            draft_models=tuple(sorted({link.model.info.name for link in drafts if link.model is not None})),
+            num_targets=sum(link.is_up for link in self._targets),
+            num_drafters=len(drafts),
+            policy=self._settings.policy,
+            max_k=self._settings.max_k,
+        )
+
+    def _served(self) -> ServedModel:
+        if self._model is None:
+            raise Unavailable(self._waiting_for())
+        return self._model
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
+        """One request: started, tokens (many times), finished.
+
+        Closing the generator, or cancelling whoever awaits it, stops the work on every worker within one step; use
+        ``contextlib.aclosing``. Raises `InvalidRequest`, `ModelNotFound`, `Overloaded`, `Unavailable`,
+        `SessionFailed`, `SlowReader`, and `Cancelled` when the coordinator closes.
+        """
+        arrived_s = time.monotonic()
+        job = await self._validate(request)
+        session = self._new_session(job, arrived_s)
+        try:
+            self._placement.admit(session)
+            await session.wait_placed()
+            yield StartedEvent(job.request_id, self._served().info.name, len(job.prompt_token_ids), job.sampling.seed)
+            detokenizer = self._detokenizer()
+            while emitted := await session.read():
+                for emit in emitted:
+                    yield _tokens_event(emit, detokenizer)
+            if rest := detokenizer.flush():
+                yield TokensEvent(rest, (), 0, session.stats.last_k)
+            yield _finished_event(session)
+        finally:
+            session.cancel()
+
+    async def _validate(self, request: GenerateRequest) -> Job:
+        if self._is_closed:
+            raise Unavailable("the coordinator is stopping; try another one, or again later")
+        defaults = SpeculationDefaults(self._settings.policy, self._settings.max_k, self._settings.max_lookahead)
+        if isinstance(request.prompt, str) and len(request.prompt) > LONG_PROMPT_CHARS:
+            return await asyncio.to_thread(validate, request, self._served(), defaults)
+        return validate(request, self._served(), defaults)
+
+    def _new_session(self, job: Job, arrived_s: float) -> Session:
+        session_id = SessionId(next(self._session_ids))
+        session = Session(session_id, job, arrived_s, self._settings.max_buffered_events, self._on_session_over)
+        self._sessions.add(session)
+        return session
+
+    def _on_session_over(self, session: Session) -> None:
+        self._sessions.discard(session)
+        self._placement.release(session)
+
+    def _make_relay(self, session: Session, target: TargetLink, draft: DraftLink | None) -> RelaySession:
+        job = session.job
+        contexts = [link.model.info.max_context for link in self._drafts if link.model is not None]
+        return RelaySession(
+            prompt=job.prompt_token_ids,
+            sampling=job.sampling,
+            max_length=job.max_length,
+            stop_token_ids=job.stop_token_ids,
+            policy=self._make_policy(job, target, draft),
+            max_lookahead=job.max_lookahead,
+            draft_max_length=min(contexts, default=0),  # any of them may be given to the session later
+        )
+
+    def _make_policy(self, job: Job, target: TargetLink, draft: DraftLink | None) -> KPolicy | None:
+        if job.policy is None:
+            return None
+        draft_name = draft.model.info.name if draft is not None and draft.model is not None else ""
+        return make_policy(
+            job.policy,
+            max_k=job.k,
+            k=job.k if job.policy == FixedK.name else None,
+            costs=self._costs[target.name],
+            prior=self._profiles[target.name, draft_name],
+        )
+
+    # -- workers ----------------------------------------------------------------------------------------------------
+
+    async def _check_target(self, link: TargetLink, model: ServedModel) -> None:
+        if self._model is None:
+            self._model = model
+            self._detokenizer = detokenizers(model.tokenizer)
+            self._model_known.set()
+        elif model.info.name != self._model.info.name or model.info.max_context < self._model.info.max_context:
+            raise ModelMismatch(
+                f"{link.name} serves {model.info.name!r} with a context of {model.info.max_context}, but this coordinator "
+                f"serves {self._model.info.name!r} with {self._model.info.max_context}; restart one of them"
+            )
+        else:
+            await asyncio.to_thread(check_same_vocabulary, self._model, model)
+
+    async def _check_draft(self, link: DraftLink, model: ServedModel) -> None:
+        await self._model_known.wait()
+        await asyncio.to_thread(check_same_vocabulary, self._served(), model)
+
+    def _on_target_up(self, link: TargetLink) -> None:
+        self._placement.on_target_up()
+        self._links_changed.set()
+
+    def _on_draft_up(self, link: DraftLink) -> None:
+        self._placement.on_draft_up()
+        self._links_changed.set()
+
+    def _on_target_lost(self, link: TargetLink, sessions: list[Session]) -> None:
+        self._placement.on_target_lost(sessions)
+
+    def _on_draft_lost(self, link: DraftLink, sessions: list[Session]) -> None:
+        self._placement.on_draft_lost(sessions)
+
+    def _on_target_frame(self, link: TargetLink, frame: TargetFrame) -> None:
+        if frame.step is not None:
+            self._costs[link.name].observe(frame.step)
+        load, now_s = Load(len(link.sessions)), time.monotonic()
+        for session_id, event in frame.items:
+            session = link.sessions.get(session_id)
+            if session is not None:
+                try:
+                    session.on_target_event(event, load, now_s)
+                except Exception as error:  # a defect in one session must not take the others along
+                    _fail(session, error)
+
+    def _on_draft_frame(self, link: DraftLink, frame: DraftFrame) -> None:
+        now_s = time.monotonic()
+        for session_id, event in frame:
+            session = link.sessions.get(session_id)
+            if session is not None:
+                try:
+                    session.on_draft_event(event, now_s)
+                except Exception as error:  # as above
+                    _fail(session, error)
+
+
+def _new_profile() -> AcceptanceProfile:
+    return AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
+
+
+def _fail(session: Session, error: Exception) -> None:
+    _log.exception("session %d failed", session.id)
+    session.fail(OutriderError(f"the coordinator failed at this request: {error!r}; its log says where"))
+
+
+def _tokens_event(emit: Emit, detokenizer: Detokenizer) -> TokensEvent:
+    pieces = tuple(
+        TokenPiece(token_id, detokenizer.push(token_id), index < emit.num_accepted)
+        for index, token_id in enumerate(emit.token_ids)
+    )
+    return TokensEvent("".join([piece.text for piece in pieces]), pieces, emit.num_drafted, emit.k)
+
+
+def _finished_event(session: Session) -> FinishedEvent:
+    assert session.finish_reason is not None
+    return FinishedEvent(
+        finish_reason=session.finish_reason,
+        num_prompt_tokens=len(session.job.prompt_token_ids),
+        num_completion_tokens=session.stats.num_committed,
+        stats=session.stats,
+        policy=session.job.policy or "off",
+        timing=Timing(
+            queue_s=session.placed_s - session.arrived_s,
+            first_token_s=session.first_token_s - session.arrived_s,
+            total_s=session.over_s - session.arrived_s,
+        ),
+    )

@@ -1,0 +1,185 @@
+"""Workers over gRPC: one channel per worker, one stream of frames on it.
+
+A connection is two tasks, whatever the number of sessions: one reads frames and dispatches them, one writes what has
+been queued. While a write is under way what is sent meanwhile gathers in the next frame, so a slow link makes frames
+larger, not more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeAlias
+
+import grpc
+
+from coordinator.clients import CommandT, DraftClient, FrameT, OnLost, TargetClient
+from protos import common_pb2, draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
+from rpc import codec
+from rpc.channel import open_channel
+from rpc.codec import DraftFrame
+from rpc.errors import Overloaded, Unavailable, from_rpc_error
+from speculation.messages import DraftCommand, ModelInfo, SessionId, TargetCommand, TargetFrame
+
+MAX_PENDING_ITEMS = 1 << 16
+"""Commands a worker may leave unread before it counts as lost."""
+
+TokenizerCache: TypeAlias = MutableMapping[bytes, bytes]
+"""tokenizer.json by its SHA-256; shared by the clients of one coordinator."""
+
+
+class _WorkerStub(Protocol):
+    GetModel: grpc.aio.UnaryUnaryMultiCallable[common_pb2.GetModelRequest, common_pb2.ModelInfo]
+    GetTokenizer: grpc.aio.UnaryStreamMultiCallable[common_pb2.GetTokenizerRequest, common_pb2.TokenizerChunk]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wire(Generic[CommandT, FrameT]):
+    """What differs between the two kinds of worker."""
+
+    make_stub: Callable[[grpc.aio.Channel], _WorkerStub]
+    stream_method: str
+    encode: Callable[[Sequence[tuple[SessionId, CommandT]]], bytes]
+    decode: Callable[[bytes], FrameT]
+
+
+_TARGET_WIRE: _Wire[TargetCommand, TargetFrame] = _Wire(
+    make_stub=target_pb2_grpc.TargetWorkerStub,
+    stream_method="/outrider.v1.TargetWorker/Verify",
+    encode=lambda items: codec.target_commands_to_proto(items).SerializeToString(),
+    decode=lambda data: codec.target_frame_from_proto(target_pb2.TargetEvents.FromString(data)),
+)
+_DRAFT_WIRE: _Wire[DraftCommand, DraftFrame] = _Wire(
+    make_stub=draft_pb2_grpc.DraftWorkerStub,
+    stream_method="/outrider.v1.DraftWorker/Draft",
+    encode=lambda items: codec.draft_commands_to_proto(items).SerializeToString(),
+    decode=lambda data: codec.draft_frame_from_proto(draft_pb2.DraftEvents.FromString(data)),
+)
+
+
+def grpc_target_client(address: str, timeout_s: float, cache: TokenizerCache) -> TargetClient:
+    """``timeout_s`` is for each step of connecting. Must be made on the event loop."""
+    return GrpcClient(address, timeout_s, cache, _TARGET_WIRE)
+
+
+def grpc_draft_client(address: str, timeout_s: float, cache: TokenizerCache) -> DraftClient:
+    """``timeout_s`` is for each step of connecting. Must be made on the event loop."""
+    return GrpcClient(address, timeout_s, cache, _DRAFT_WIRE)
+
+
+class GrpcClient(Generic[CommandT, FrameT]):
+    """A `WorkerClient` over one channel, which reconnects by itself."""
+
+    def __init__(self, address: str, timeout_s: float, cache: TokenizerCache, wire: _Wire[CommandT, FrameT]) -> None:
+        self._address = address
+        self._timeout_s = timeout_s
+        self._tokenizers = cache
+        self._channel = open_channel(address)
+        self._stub = wire.make_stub(self._channel)
+        self._stream = self._channel.stream_stream(
+            wire.stream_method, request_serializer=wire.encode, response_deserializer=wire.decode
+        )
+
+    @property
+    def name(self) -> str:
+        return self._address
+
+    async def describe(self) -> tuple[ModelInfo, bytes]:
+        try:
+            message = await self._stub.GetModel(common_pb2.GetModelRequest(), timeout=self._timeout_s)
+            info = codec.model_info_from_proto(message)
+            return info, await self._tokenizer(info.tokenizer_sha256)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def _tokenizer(self, digest: bytes) -> bytes:
+        if digest not in self._tokenizers:
+            call = self._stub.GetTokenizer(common_pb2.GetTokenizerRequest(), timeout=self._timeout_s)
+            data = b"".join([chunk.data async for chunk in call])
+            if hashlib.sha256(data).digest() != digest:
+                raise Unavailable(f"{self._address}: the tokenizer did not arrive as announced; restart the worker")
+            self._tokenizers[digest] = data
+        return self._tokenizers[digest]
+
+    async def connect(self, on_frame: Callable[[FrameT], None], on_lost: OnLost) -> GrpcConnection[CommandT, FrameT]:
+        call = self._stream()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await call.wait_for_connection()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        except BaseException as error:
+            call.cancel()
+            if isinstance(error, TimeoutError):
+                raise Unavailable(f"{self._address}: no answer within {self._timeout_s:g} s") from error
+            raise
+        return GrpcConnection(call, on_frame, on_lost)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+class GrpcConnection(Generic[CommandT, FrameT]):
+    """A `WorkerConnection` over one bidirectional call."""
+
+    def __init__(
+        self,
+        call: grpc.aio.StreamStreamCall[Sequence[tuple[SessionId, CommandT]], FrameT],
+        on_frame: Callable[[FrameT], None],
+        on_lost: OnLost,
+    ) -> None:
+        self._call = call
+        self._on_frame = on_frame
+        self._on_lost = on_lost
+        self._pending: list[tuple[SessionId, CommandT]] = []
+        self._wake = asyncio.Event()
+        self._closed = False
+        self._tasks = [asyncio.create_task(self._run(self._read())), asyncio.create_task(self._run(self._write()))]
+
+    def send(self, session_id: SessionId, command: CommandT) -> None:
+        if self._closed:
+            return
+        self._pending.append((session_id, command))
+        self._wake.set()
+        if len(self._pending) > MAX_PENDING_ITEMS:
+            self._lose(Overloaded(f"the worker leaves {MAX_PENDING_ITEMS} commands unread"))
+
+    async def _run(self, loop: Coroutine[None, None, None]) -> None:
+        try:
+            await loop
+            self._lose(None)
+        except grpc.aio.AioRpcError as error:
+            self._lose(from_rpc_error(error))
+        except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:  # writing to a call that has just ended
+            self._lose(error)
+
+    async def _read(self) -> None:
+        async for frame in self._call:
+            self._on_frame(frame)
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            items, self._pending = self._pending, []
+            await self._call.write(items)
+
+    def _lose(self, error: Exception | None) -> None:
+        if not self._closed:
+            self._shut()
+            self._on_lost(error)
+
+    def _shut(self) -> None:
+        self._closed = True
+        self._pending.clear()
+        self._call.cancel()
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._shut()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

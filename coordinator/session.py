@@ -1,0 +1,203 @@
+"""One request under way: where it is placed, and what its client has yet to read.
+
+All decisions are `speculation.relay.RelaySession`'s; this carries out its actions. Nothing here blocks or runs a task:
+links and placement call in, the request's own iterator waits in `read`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from coordinator.links import WorkerLink
+from coordinator.requests import Job
+from rpc.codec import DraftFrame
+from rpc.errors import InvalidRequest, FieldViolation, OutriderError, Overloaded, SessionFailed, SlowReader
+from speculation.adaptive_k import Load
+from speculation.messages import (
+    DraftCommand,
+    DraftEvent,
+    FinishReason,
+    SessionError,
+    SessionErrorCode,
+    SessionId,
+    TargetCommand,
+    TargetEvent,
+    TargetFrame,
+)
+from speculation.relay import Action, Emit, Fail, Finish, RelaySession, SessionStats, ToDraft, ToTarget
+
+TargetLink: TypeAlias = "WorkerLink[TargetCommand, TargetFrame, Session]"
+DraftLink: TypeAlias = "WorkerLink[DraftCommand, DraftFrame, Session]"
+
+
+class Session:
+    """A job, its relay once it is placed, and its unread output."""
+
+    def __init__(
+        self, session_id: SessionId, job: Job, arrived_s: float, max_unread: int, on_over: Callable[[Session], None]
+    ) -> None:
+        """``on_over`` is called once, when the session holds no worker any more. Times are ``time.monotonic()``."""
+        self.id = session_id
+        self.job = job
+        self.target: TargetLink | None = None
+        self.draft: DraftLink | None = None
+        self.give_up: asyncio.TimerHandle | None = None
+        """Runs while the session waits for a target."""
+        self.arrived_s = arrived_s
+        self.placed_s = 0.0
+        self.first_token_s = 0.0
+        self.over_s = 0.0
+        self.finish_reason: FinishReason | None = None
+        self._on_over = on_over
+        self._relay: RelaySession | None = None
+        self._is_over = False
+        self._error: OutriderError | None = None
+        self._unread: deque[Emit] = deque()
+        self._max_unread = max_unread
+        self._changed = asyncio.Event()
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Finished, failed or cancelled: it holds no worker, and nothing more will be emitted."""
+        return self._is_over
+
+    @property
+    def was_placed(self) -> bool:
+        """It has had a target; from now on it is replayed rather than started."""
+        return self._relay is not None
+
+    @property
+    def wants_draft(self) -> bool:
+        return self.job.policy is not None and self.draft is None and self.target is not None
+
+    @property
+    def stats(self) -> SessionStats:
+        return SessionStats() if self._relay is None else self._relay.stats
+
+    # -- placement --------------------------------------------------------------------------------------------------
+
+    def start(self, relay: RelaySession) -> None:
+        """The relay is made when the first target is known, whose costs its policy uses."""
+        self._relay = relay
+        self.placed_s = time.monotonic()
+        self._changed.set()
+
+    def attach_target(self, link: TargetLink) -> None:
+        self.target = link
+        link.sessions[self.id] = self
+        self._perform(self.relay.on_target_up(time.monotonic()))
+
+    def on_target_lost(self) -> None:
+        self.target = None
+        self._perform(self.relay.on_target_lost(time.monotonic()))
+
+    def attach_draft(self, link: DraftLink) -> None:
+        self.draft = link
+        link.sessions[self.id] = self
+        self._perform(self.relay.on_draft_up(time.monotonic()))
+
+    def on_draft_lost(self) -> None:
+        self.draft = None
+        self._perform(self.relay.on_draft_lost(time.monotonic()))
+
+    # -- events from the workers ------------------------------------------------------------------------------------
+
+    def on_target_event(self, event: TargetEvent, load: Load, now_s: float) -> None:
+        self._perform(self.relay.on_target_event(event, load, now_s))
+
+    def on_draft_event(self, event: DraftEvent, now_s: float) -> None:
+        """After an error the drafter has dropped the session; it goes on plainly until a drafter connects anew."""
+        if isinstance(event, SessionError) and self.draft is not None:
+            self.draft.sessions.pop(self.id, None)
+            self.draft = None
+        self._perform(self.relay.on_draft_event(event, now_s))
+
+    @property
+    def relay(self) -> RelaySession:
+        assert self._relay is not None, "the session has not been placed"
+        return self._relay
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, ToTarget):
+                if self.target is not None:
+                    self.target.send(self.id, action.command)
+            elif isinstance(action, ToDraft):
+                if self.draft is not None:
+                    self.draft.send(self.id, action.command)
+            elif isinstance(action, Emit):
+                self._unread.append(action)
+                self._changed.set()
+                self.first_token_s = self.first_token_s or time.monotonic()
+            elif isinstance(action, Finish):
+                self.finish_reason = action.reason
+            else:
+                self._error = _error_of(action)
+        if self._relay is not None and self._relay.is_over:
+            self._end()
+        elif len(self._unread) > self._max_unread:
+            self.fail(SlowReader(f"{len(self._unread)} events are unread; read faster, or ask for fewer tokens at once"))
+
+    # -- ending -----------------------------------------------------------------------------------------------------
+
+    def fail(self, error: OutriderError) -> None:
+        """Ends the session on all workers; its reader gets what was emitted before, then the error."""
+        if not self._is_over:
+            self._error = error
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Ends the session on all workers at once. Idempotent."""
+        if self._is_over:
+            return
+        if self._relay is not None:
+            self._perform(self._relay.cancel(time.monotonic()))
+        self._end()
+
+    def _end(self) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        self.over_s = time.monotonic()
+        for link in (self.target, self.draft):
+            if link is not None:
+                link.sessions.pop(self.id, None)
+        self.target = self.draft = None
+        self._changed.set()
+        self._on_over(self)
+
+    # -- the client's side ------------------------------------------------------------------------------------------
+
+    async def wait_placed(self) -> None:
+        """Returns when the session has a target for the first time; raises the error that it failed with instead."""
+        while self._relay is None and not self._is_over:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._relay is None and self._error is not None:
+            raise self._error
+
+    async def read(self) -> list[Emit]:
+        """What was emitted since; waits if nothing was. Empty at the end. Raises the error the session failed with."""
+        while not self._unread and not self._is_over:
+            self._changed.clear()
+            await self._changed.wait()
+        if not self._unread and self._error is not None:
+            raise self._error
+        emitted = list(self._unread)
+        self._unread.clear()
+        return emitted
+
+
+def _error_of(failure: Fail) -> OutriderError:
+    code, message = failure.error.code, failure.error.message
+    if code is SessionErrorCode.OUT_OF_MEMORY:
+        return Overloaded(message)
+    if code is SessionErrorCode.INVALID:
+        return InvalidRequest(FieldViolation("request", message))
+    return SessionFailed(f"the target worker gave up this request ({code.value}): {message}; try again")

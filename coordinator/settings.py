@@ -1,0 +1,60 @@
+"""Configuration of a coordinator's process. Defaults are written here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Addresses = Annotated[tuple[str, ...], NoDecode]
+
+
+class CoordinatorSettings(BaseSettings):
+    """Every field has an environment twin ``OUTRIDER_<FIELD>``; lists are comma-separated there."""
+
+    model_config = SettingsConfigDict(env_prefix="OUTRIDER_", frozen=True, extra="forbid")
+
+    targets: Addresses
+    """``host:port`` of every target worker; at least one."""
+    drafts: Addresses = ()
+    """``host:port`` of every draft worker; none is plain decoding."""
+    host: str = "127.0.0.1"
+    port: int = Field(50051, ge=0, le=65535)
+    """0 takes any free port."""
+    policy: Literal["fixed", "threshold", "goodput"] = "goodput"
+    """How K is chosen where a request does not say."""
+    max_k: int = Field(8, ge=0, le=64)
+    """Greatest K (for ``fixed`` the K itself) where a request does not say. 0 is plain decoding."""
+    max_lookahead: int = Field(20, ge=0, le=256)
+    """Draft at most this many tokens beyond the committed ones: two rounds of ``max_k`` and the tokens between."""
+    max_sessions: int = Field(64, ge=1)
+    """Sessions under way at one target."""
+    max_queue: int = Field(256, ge=0)
+    """Requests that may wait for a place; one more is RESOURCE_EXHAUSTED."""
+    queue_timeout_s: float = Field(60.0, gt=0)
+    """A request that found no place for so long is RESOURCE_EXHAUSTED."""
+    target_wait_s: float = Field(30.0, gt=0)
+    """How long a session without any target waits for one to come (back) before it is UNAVAILABLE."""
+    max_buffered_events: int = Field(4096, ge=1)
+    """Events a client may leave unread before its request is ended."""
+    max_requests_per_stream: int = Field(256, ge=1)
+    """Requests under way on one GenerateMany stream."""
+    connect_timeout_s: float = Field(5.0, gt=0)
+    """For each step of connecting to a worker; then it is tried again, for ever."""
+    grace_s: float = Field(5.0, ge=0)
+    """When stopping: seconds that requests under way get to finish."""
+
+    @field_validator("targets", "drafts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("targets")
+    @classmethod
+    def _at_least_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("at least one target worker is needed, as host:port")
+        return value

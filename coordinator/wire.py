@@ -1,0 +1,117 @@
+"""Translation between ``generation.proto`` and the coordinator's own requests and events."""
+
+from __future__ import annotations
+
+from coordinator.coordinator import Deployment
+from coordinator.events import FinishedEvent, GenerateEvent, StartedEvent, TokensEvent
+from coordinator.requests import GenerateRequest, SpeculationOptions
+from protos import generation_pb2
+from rpc.errors import InvalidRequest, OutriderError
+
+
+def request_from_proto(message: generation_pb2.GenerateRequest) -> GenerateRequest:
+    """Unset fields become None, an unset prompt an empty one; nothing is checked here."""
+    return GenerateRequest(
+        prompt=tuple(message.tokens.ids) if message.WhichOneof("prompt") == "tokens" else message.text,
+        model=message.model,
+        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
+        temperature=message.temperature if message.HasField("temperature") else None,
+        top_k=message.top_k if message.HasField("top_k") else None,
+        top_p=message.top_p if message.HasField("top_p") else None,
+        seed=message.seed if message.HasField("seed") else None,
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        speculation=_options_from_proto(message.speculation),
+    )
+
+
+def _options_from_proto(message: generation_pb2.SpeculationOptions) -> SpeculationOptions:
+    return SpeculationOptions(
+        disabled=message.disabled,
+        policy=message.policy,
+        k=message.k if message.HasField("k") else None,
+        lookahead=message.lookahead if message.HasField("lookahead") else None,
+    )
+
+
+def event_to_proto(event: GenerateEvent) -> generation_pb2.GenerateEvent:
+    match event:
+        case TokensEvent():
+            return generation_pb2.GenerateEvent(tokens=_tokens_to_proto(event))
+        case StartedEvent():
+            return generation_pb2.GenerateEvent(started=_started_to_proto(event))
+        case FinishedEvent():
+            return generation_pb2.GenerateEvent(finished=_finished_to_proto(event))
+
+
+def tagged_event_to_proto(tag: str, event: GenerateEvent) -> generation_pb2.GenerateManyEvent:
+    match event:
+        case TokensEvent():
+            return generation_pb2.GenerateManyEvent(tag=tag, tokens=_tokens_to_proto(event))
+        case StartedEvent():
+            return generation_pb2.GenerateManyEvent(tag=tag, started=_started_to_proto(event))
+        case FinishedEvent():
+            return generation_pb2.GenerateManyEvent(tag=tag, finished=_finished_to_proto(event))
+
+
+def failed_to_proto(tag: str, error: OutriderError) -> generation_pb2.GenerateManyEvent:
+    field = error.violations[0].field if isinstance(error, InvalidRequest) and error.violations else ""
+    failed = generation_pb2.Failed(code=error.grpc_code.name, message=error.message, field=field)
+    return generation_pb2.GenerateManyEvent(tag=tag, failed=failed)
+
+
+def _started_to_proto(event: StartedEvent) -> generation_pb2.Started:
+    return generation_pb2.Started(
+        request_id=event.request_id, model=event.model, prompt_tokens=event.num_prompt_tokens, seed=event.seed
+    )
+
+
+def _tokens_to_proto(event: TokensEvent) -> generation_pb2.Tokens:
+    tokens = [generation_pb2.Token(id=piece.token_id, text=piece.text, drafted=piece.drafted) for piece in event.tokens]
+    return generation_pb2.Tokens(text=event.text, tokens=tokens, num_drafted=event.num_drafted, k=event.k)
+
+
+def _finished_to_proto(event: FinishedEvent) -> generation_pb2.Finished:
+    return generation_pb2.Finished(
+        finish_reason=event.finish_reason.value,
+        usage=generation_pb2.Usage(
+            prompt_tokens=event.num_prompt_tokens, completion_tokens=event.num_completion_tokens
+        ),
+        speculation=_stats_to_proto(event),
+        timing=generation_pb2.Timing(
+            queue_s=event.timing.queue_s, first_token_s=event.timing.first_token_s, total_s=event.timing.total_s
+        ),
+    )
+
+
+def _stats_to_proto(event: FinishedEvent) -> generation_pb2.SpeculationStats:
+    stats = event.stats
+    return generation_pb2.SpeculationStats(
+        num_steps=stats.num_steps,
+        num_free_run_steps=stats.num_free_run_steps,
+        num_drafted=stats.num_drafted,
+        num_accepted=stats.num_accepted,
+        num_proposed=stats.num_proposed,
+        num_dropped=stats.num_dropped,
+        acceptance_rate=stats.acceptance_rate,
+        mean_acceptance_length=stats.mean_acceptance_length,
+        mean_k=stats.mean_k,
+        last_k=stats.last_k,
+        num_draft_losses=stats.num_draft_losses,
+        num_target_losses=stats.num_target_losses,
+        policy=event.policy,
+    )
+
+
+def deployment_to_proto(deployment: Deployment) -> generation_pb2.ServedModel:
+    return generation_pb2.ServedModel(
+        name=deployment.model.name,
+        vocab_size=deployment.model.vocab_size,
+        max_context=deployment.model.max_context,
+        eos_token_ids=deployment.model.eos_token_ids,
+        draft_models=deployment.draft_models,
+        num_targets=deployment.num_targets,
+        num_drafters=deployment.num_drafters,
+        policy=deployment.policy,
+        max_k=deployment.max_k,
+    )

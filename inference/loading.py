@@ -1,0 +1,175 @@
+"""From a name or a folder to a model that is ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from inference.attention import ATTENTION_NAME, AttentionBackend, register_attention
+from inference.errors import ModelLoadError
+from inference.hub import explain, fetch, quiet_progress
+from inference.model_probe import probe, usable_context
+from inference.sdpa_attention import SdpaBackend
+from inference.transformers_runtime import TransformersRuntime
+
+DEFAULT_KV_TOKENS = 16_384
+DEFAULT_BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What a worker may say about its model."""
+
+    name: str
+    """As it was asked for: a folder or a hub name."""
+    architecture: str
+    """The transformers class, e.g. `LlamaForCausalLM`."""
+    vocab_size: int
+    """Columns of the logits."""
+    max_context: int
+    eos_token_ids: tuple[int, ...]
+    """Empty if the model names none."""
+    num_parameters: int
+    dtype: str
+    """e.g. `float32`"""
+    device: str
+    """e.g. `cpu`, `cuda:0`"""
+    memory_bytes: int
+    """Weights and KV pool together."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    runtime: TransformersRuntime
+    description: ModelDescription
+
+
+def load_model(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    kv_tokens: int = DEFAULT_KV_TOKENS,
+    block_size: int = DEFAULT_BLOCK_SIZE,
+    num_threads: int | None = None,
+    backend: AttentionBackend | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> LoadedModel:
+    """Load a causal language model of Hugging Face and give it a paged KV pool.
+
+    Args:
+        name: a folder, or a name on the hub (taken from the local cache if it is there).
+        device: "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is one.
+        dtype: "float32", "bfloat16", "float16"; "auto" is float32 on CPU and bfloat16 elsewhere, whatever the
+            dtype of the stored weights.
+        kv_tokens: positions of all sequences together, rounded up to whole blocks. Allocated now.
+        num_threads: CPU threads of the calling thread's operations; None leaves torch's setting.
+        backend: how attention is computed; None is `SdpaBackend`.
+        on_progress: called with one short line per stage.
+
+    Raises:
+        ModelNotFound: no such folder, or not on the hub.
+        ModelLoadError: everything else, in one line that says what to do.
+    """
+    report = on_progress or (lambda stage: None)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    torch_device = _device(device)
+    torch_dtype = _dtype(dtype, torch_device)
+    report(f"reading weights of {name}")
+    model = _load_weights(str(name), torch_dtype, torch_device)
+    with explain(str(name)):
+        geometry = probe(model)
+        report(f"allocating a KV pool of {kv_tokens:,} tokens")
+        runtime = TransformersRuntime(
+            model,
+            backend or SdpaBackend(),
+            geometry,
+            num_blocks=-(-kv_tokens // block_size),
+            block_size=block_size,
+            max_context=usable_context(model),
+        )
+    return LoadedModel(runtime, _describe(str(name), model, runtime))
+
+
+def load_tokenizer_json(name: str | Path) -> str:
+    """The model's tokenizer in the `tokenizer.json` form, to be read by the `tokenizers` library alone.
+
+    Raises:
+        ModelNotFound, ModelLoadError: as `load_model`; also for a tokenizer that has no such form.
+    """
+    with explain(str(name)):
+        tokenizer = fetch(str(name), lambda local: AutoTokenizer.from_pretrained(str(name), local_files_only=local))
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            raise ModelLoadError(
+                f"{name}: its tokenizer has no tokenizer.json form: convert it with transformers first"
+            )
+        return str(fast.to_str())
+
+
+def _load_weights(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    def load(local_files_only: bool) -> PreTrainedModel:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, attn_implementation=ATTENTION_NAME, local_files_only=local_files_only
+        )
+        return model
+
+    register_attention()
+    with explain(name), quiet_progress():
+        model: torch.nn.Module = fetch(name, load)
+        model.to(device).eval().requires_grad_(False)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _device(setting: str) -> torch.device:
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(setting)
+    except RuntimeError as error:
+        raise ModelLoadError(f"device {setting!r} is not known to torch: use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(f"device {setting!r} was asked for, but torch sees no CUDA here: use device cpu")
+    return device
+
+
+def _dtype(setting: str, device: torch.device) -> torch.dtype:
+    if setting == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    try:
+        return _DTYPES[setting]
+    except KeyError:
+        raise ModelLoadError(f"dtype {setting!r} is not one of auto, {', '.join(_DTYPES)}") from None
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _describe(name: str, model: PreTrainedModel, runtime: TransformersRuntime) -> ModelDescription:
+    weights = list(model.parameters()) + list(model.buffers())
+    return ModelDescription(
+        name=name,
+        architecture=type(model).__name__,
+        vocab_size=runtime.vocab_size,
+        max_context=runtime.max_context,
+        eos_token_ids=_eos_token_ids(model),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        memory_bytes=sum(weight.nbytes for weight in weights) + runtime.num_kv_bytes,
+    )
+
+
+def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """The generation config knows more than the model config: chat models end on several tokens."""
+    for config in (model.generation_config, model.config.get_text_config()):
+        found = getattr(config, "eos_token_id", None)
+        if found is not None:
+            return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+    return ()

@@ -1,0 +1,80 @@
+"""Noise that is a function and not a stream: the same bits for the same (seed, stream, position, token) everywhere.
+
+Target and drafter draw with the same noise, on different machines, in any order and batch. So the noise is an integer
+hash, and this docstring is its definition, part of the published protocol:
+
+    mix64(z):   z ^= z >> 30;  z *= 0xBF58476D1CE4E5B9
+                z ^= z >> 27;  z *= 0x94D049BB133111EB
+                z ^= z >> 31                                  (all modulo 2**64, shifts logical)
+    nth(h, n):  mix64(h + (n + 1) * 0x9E3779B97F4A7C15)
+
+    bits(seed, stream, position, token) = nth(nth(nth(seed, stream), position), token)
+    u      = min((bits >> 11) + 1, 2**53 - 1) / 2**53         (float64, exact, in [2**-53, 1 - 2**-53])
+    gumbel = -log(-log(u))                                    (float64, in [-3.61, 36.74])
+
+`nth(h, n)` is the n-th output of the SplitMix64 generator (Steele, Lea, Flood, OOPSLA 2014) seeded with h: each stream
+has a generator of positions, each position one of tokens. Stream 0 is for drawing tokens; other uses take others.
+
+The bits are the same on every device. The two logarithms are the device's own and may differ in the last place: that
+can matter only where two candidates lie within 1e-14 of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
+_MAX_UNIFORM_INTEGER = 2**53 - 1
+
+
+def random_bits(seeds: Sequence[int], positions: Sequence[int], tokens: torch.Tensor, stream: int = 0) -> torch.Tensor:
+    """64 random bits per row and token.
+
+    Args:
+        seeds: R integers, taken modulo 2**64.
+        positions: R integers.
+        tokens: int64 [C], the same for all rows, or [R, C]; its device is where the work is done.
+        stream: separates independent uses of one seed.
+
+    Returns:
+        int64 [R, C], to be read as unsigned.
+    """
+    keys = torch.tensor([[_as_int64(seed) for seed in seeds], list(positions)], dtype=torch.int64, device=tokens.device)
+    row_keys = _nth(_nth(keys[0], torch.full_like(keys[0], stream)), keys[1])
+    return _nth(row_keys.unsqueeze(1), tokens)
+
+
+def uniform(seeds: Sequence[int], positions: Sequence[int], tokens: torch.Tensor, stream: int = 0) -> torch.Tensor:
+    """Uniform numbers strictly inside (0, 1) with 53 random bits: float64 [R, C]. Arguments as `random_bits`."""
+    integers = _shift_right(random_bits(seeds, positions, tokens, stream), 11)
+    return integers.add_(1).clamp_(max=_MAX_UNIFORM_INTEGER).to(torch.float64).mul_(2.0**-53)
+
+
+def gumbel(seeds: Sequence[int], positions: Sequence[int], tokens: torch.Tensor, stream: int = 0) -> torch.Tensor:
+    """Standard Gumbel noise: float64 [R, C]. Arguments as `random_bits`."""
+    return uniform(seeds, positions, tokens, stream).log_().neg_().log_().neg_()
+
+
+def _nth(h: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    return _mix64_(h + (n + 1) * _as_int64(_GOLDEN))
+
+
+def _mix64_(z: torch.Tensor) -> torch.Tensor:
+    """The splitmix64 finaliser, in place: int64 multiplication wraps as uint64 does."""
+    z.bitwise_xor_(_shift_right(z, 30)).mul_(_as_int64(_MULTIPLIER_1))
+    z.bitwise_xor_(_shift_right(z, 27)).mul_(_as_int64(_MULTIPLIER_2))
+    return z.bitwise_xor_(_shift_right(z, 31))
+
+
+def _shift_right(z: torch.Tensor, num_bits: int) -> torch.Tensor:
+    """Logical shift of int64: torch's own copies the sign bit, so those copies are masked away."""
+    return (z >> num_bits).bitwise_and_((1 << (64 - num_bits)) - 1)
+
+
+def _as_int64(unsigned: int) -> int:
+    """The int64 with the same 64 bits."""
+    return ((unsigned + 2**63) % 2**64) - 2**63

@@ -1,0 +1,121 @@
+"""From logits to tokens: `argmax(warped_logits + gumbel(seed, position, token))`, or plain argmax at temperature 0.
+
+A row's token depends on its own logits, settings and position alone, never on the other rows of the batch, so a
+sequence says the same whatever it is batched with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from inference.noise import gumbel
+from inference.warping import Candidates, candidates
+
+_GREEDY_BELOW = 1e-5
+"""Lower temperatures would overflow float32, and draw the most likely token anyway."""
+
+_MAX_NOISE_ELEMENTS = 1 << 22
+"""Bounds the memory of the noise to some tens of MB, by taking rows in turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """How one row is drawn. The warpers apply in this order, with the meaning they have in transformers."""
+
+    temperature: float = 1.0
+    """0 (anything below 1e-5) takes the most likely token, and the rest does not matter."""
+    top_k: int = 0
+    """Keep the k most likely tokens (and those as likely as the last of them); 0 or less, or >= vocabulary: all."""
+    top_p: float = 1.0
+    """Keep the most likely tokens until their mass reaches top_p, at least one; 1: all."""
+    seed: int = 0
+    """Taken modulo 2**64."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be a finite number >= 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < _GREEDY_BELOW
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """One token per row."""
+
+    token_ids: list[int]
+    probabilities: list[float] | None
+    """Of the drawn token: after warping, or by plain softmax for a greedy row. None unless asked for."""
+
+
+def draw(
+    logits: torch.Tensor,
+    rows: Sequence[SamplingRow],
+    positions: Sequence[int],
+    *,
+    limit: int | None = None,
+    with_probabilities: bool = False,
+) -> Draws:
+    """Draw one token per row.
+
+    Args:
+        logits: float32 [R, V]; not changed.
+        rows: R settings.
+        positions: R positions that the drawn tokens will have, counted from the start of the prompt.
+        limit: only ids below it are drawn (the tokenizer's size, where the LM head is padded beyond it).
+
+    Raises:
+        ValueError: the lengths disagree.
+    """
+    if not len(logits) == len(rows) == len(positions):
+        raise ValueError(f"{len(logits)} rows of logits, {len(rows)} settings and {len(positions)} positions")
+    if limit is not None:
+        logits = logits[:, :limit]
+    if not with_probabilities and all(row.is_greedy for row in rows):
+        return Draws(logits.argmax(-1).tolist(), None)
+    token_ids, probabilities = [0] * len(rows), [0.0] * len(rows)
+    for indices in _groups(rows, logits.shape[1]):
+        # Slicing costs a copy of the logits; most batches are one group.
+        group_logits = logits if len(indices) == len(rows) else logits[indices]
+        ids, probs = _draw_group(
+            group_logits, [rows[i] for i in indices], [positions[i] for i in indices], with_probabilities
+        )
+        for index, token_id, probability in zip(indices, ids, probs, strict=True):
+            token_ids[index], probabilities[index] = token_id, probability
+    return Draws(token_ids, probabilities if with_probabilities else None)
+
+
+def _groups(rows: Sequence[SamplingRow], vocab_size: int) -> Iterator[list[int]]:
+    """Indices of rows that are drawn alike: all greedy, or with one top-k and top-p."""
+    alike: dict[tuple[bool, int, float], list[int]] = {}
+    for index, row in enumerate(rows):
+        key = (True, 0, 1.0) if row.is_greedy else (False, row.top_k, row.top_p)
+        alike.setdefault(key, []).append(index)
+    num_rows = max(1, _MAX_NOISE_ELEMENTS // vocab_size)
+    for indices in alike.values():
+        for start in range(0, len(indices), num_rows):
+            yield indices[start : start + num_rows]
+
+
+def _draw_group(
+    logits: torch.Tensor, rows: Sequence[SamplingRow], positions: Sequence[int], with_probabilities: bool
+) -> tuple[list[int], list[float]]:
+    if rows[0].is_greedy:
+        found = Candidates(logits, None)
+        columns = logits.argmax(-1, keepdim=True)
+    else:
+        temperatures = torch.tensor([row.temperature for row in rows], dtype=torch.float32, device=logits.device)
+        found = candidates(logits / temperatures.unsqueeze(1), rows[0].top_k, rows[0].top_p)
+        noise = gumbel([row.seed for row in rows], positions, found.token_ids_or_all())
+        columns = noise.add_(found.scores).argmax(-1, keepdim=True)
+    token_ids = found.token_ids_at(columns)
+    if not with_probabilities:
+        return token_ids, [0.0] * len(rows)
+    probabilities = found.scores.softmax(-1, dtype=torch.float32).gather(1, columns)
+    return token_ids, probabilities.squeeze(1).tolist()

@@ -1,0 +1,133 @@
+"""A `Runtime` whose layers are transformers' and whose attention and KV memory are ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from inference.attention import STEP_KEYWORD, AttentionBackend
+from inference.errors import ContextOverflow
+from inference.kv_cache import AttentionGeometry, KVCache
+from inference.kv_pool import KVPool
+from inference.packing import PackedBatch, pack
+from inference.runtime import Chunk, SequenceId
+
+
+class TransformersRuntime:
+    """Packed ragged forward passes over a paged KV pool. See `Runtime` for the contract.
+
+    `model` must be in eval mode and use our registered attention; `max_context` is what the model was made for and
+    is lowered to what the pool can hold.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        backend: AttentionBackend,
+        geometry: AttentionGeometry,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_context: int,
+    ) -> None:
+        self._model = model
+        self._backend = backend
+        self._device = model.device
+        self._pool = KVPool(num_blocks, block_size)
+        self._cache = KVCache(geometry, num_blocks, block_size, model.dtype, model.device)
+        self._vocab_size = _num_rows(model.get_output_embeddings())  # type: ignore[no-untyped-call]
+        self._num_embeddings = _num_rows(model.get_input_embeddings())
+        self._max_context = min(max_context, num_blocks * block_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def max_context(self) -> int:
+        return self._max_context
+
+    @property
+    def num_free_tokens(self) -> int:
+        return self._pool.num_free_blocks * self._pool.block_size
+
+    @property
+    def num_kv_bytes(self) -> int:
+        """Memory of the KV pool, all of it allocated from the start."""
+        return self._cache.num_bytes
+
+    def open(self) -> SequenceId:
+        return self._pool.open()
+
+    def length(self, sequence: SequenceId) -> int:
+        return self._pool.length(sequence)
+
+    @torch.inference_mode()
+    def forward(self, batch: Sequence[Chunk]) -> torch.Tensor:
+        if not batch:
+            return self._no_logits()
+        self._check(batch)
+        copies = self._pool.extend({chunk.sequence: len(chunk.token_ids) for chunk in batch})
+        try:
+            self._cache.copy_blocks(copies)
+            return self._run(pack(batch, self._pool, self._device))
+        except BaseException:
+            # The device may run out of memory half way. What it wrote lies beyond the old lengths, so is never read.
+            for chunk in batch:
+                self._pool.truncate(chunk.sequence, self._pool.length(chunk.sequence) - len(chunk.token_ids))
+            raise
+
+    def truncate(self, sequence: SequenceId, length: int) -> None:
+        self._pool.truncate(sequence, length)
+
+    @torch.inference_mode()
+    def fork(self, sequence: SequenceId) -> SequenceId:
+        fork, copies = self._pool.fork(sequence)
+        self._cache.copy_blocks(copies)
+        return fork
+
+    def free(self, sequence: SequenceId) -> None:
+        self._pool.free(sequence)
+
+    def check_integrity(self) -> None:
+        """Check the KV pool's books, in time proportional to the pool; raises IntegrityError."""
+        self._pool.check_integrity()
+
+    def _check(self, batch: Sequence[Chunk]) -> None:
+        if len({chunk.sequence for chunk in batch}) < len(batch):
+            raise ValueError("a sequence appears twice in one batch: put its tokens in one chunk")
+        for chunk in batch:
+            if min(chunk.token_ids) < 0 or max(chunk.token_ids) >= self._num_embeddings:
+                raise ValueError(f"sequence {chunk.sequence}: token ids must be in [0, {self._num_embeddings})")
+            context = self._pool.length(chunk.sequence) + len(chunk.token_ids)
+            if context > self._max_context:
+                raise ContextOverflow(
+                    f"sequence {chunk.sequence} would hold {context} tokens, the limit is {self._max_context}: "
+                    "shorten the prompt or end the generation"
+                )
+
+    def _run(self, packed: PackedBatch) -> torch.Tensor:
+        inputs = {
+            "input_ids": packed.token_ids,
+            "position_ids": packed.position_ids,
+            "use_cache": False,
+            STEP_KEYWORD: self._backend.plan(packed, self._cache),
+        }
+        if not packed.num_logits:
+            self._model.base_model(**inputs)
+            return self._no_logits()
+        rows = 0 if packed.logit_rows is None else packed.logit_rows  # 0 means all of them
+        logits: torch.Tensor = self._model(**inputs, logits_to_keep=rows).logits[0]
+        return logits.float()
+
+    def _no_logits(self) -> torch.Tensor:
+        return torch.empty(0, self._vocab_size, dtype=torch.float32, device=self._device)
+
+
+def _num_rows(embeddings: torch.nn.Module) -> int:
+    """Tokens of an embedding or an LM head."""
+    weight = embeddings.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[0]

@@ -1,0 +1,1 @@
+"""The command line, the local launcher, the Python client and the demo."""

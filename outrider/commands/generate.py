@@ -1,0 +1,101 @@
+"""``outrider generate``: one completion from a running coordinator."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from outrider.client import Client, Completion, Event, Finished, Speculation, Tokens, collect
+from outrider.display import TokenPrinter
+from outrider.failures import BadUsage
+from outrider.options import with_settings
+from outrider.settings import GenerateSettings
+
+Prompt = Annotated[str | None, typer.Argument(help="What to complete; '-' or nothing reads standard input.")]
+PromptFile = Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Read the prompt from this file.")]
+
+
+@with_settings(GenerateSettings, "generate")
+def generate(settings: GenerateSettings, prompt: Prompt = None, file: PromptFile = None) -> None:
+    """Complete a prompt with a running coordinator.
+
+    On a terminal drafted and target tokens are shown apart; elsewhere only the text is printed.
+    """
+    asyncio.run(_generate(settings, read_prompt(prompt, file)))
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt from the one place that has it, exactly as it is there. Raises `BadUsage`."""
+    if prompt is not None and file is not None:
+        raise BadUsage("a prompt and --file: give one of them")
+    if file is not None:
+        return _decode(_read(file), f"--file {file}")
+    if prompt is not None and prompt != "-":
+        return prompt
+    if sys.stdin is None or (sys.stdin.isatty() and prompt is None):
+        raise BadUsage("no prompt: give it as an argument, with --file, or on standard input")
+    return _decode(sys.stdin.buffer.read(), "standard input")
+
+
+async def _generate(settings: GenerateSettings, prompt: str) -> None:
+    async with Client(settings.address) as client, aclosing(_request(client, settings, prompt)) as events:
+        if settings.as_json:
+            completion = collect([event async for event in events])
+            typer.echo(json.dumps(completion_object(completion), ensure_ascii=False))
+        else:
+            await _show(events, prompt)
+
+
+def completion_object(completion: Completion) -> dict[str, object]:
+    """What ``--json`` prints."""
+    return dataclasses.asdict(completion)
+
+
+def _request(client: Client, settings: GenerateSettings, prompt: str) -> AsyncGenerator[Event, None]:
+    return client.generate(
+        prompt,
+        model=settings.model,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        seed=settings.seed,
+        speculation=Speculation(disabled=not settings.speculation, policy=settings.policy or "", k=settings.k),
+    )
+
+
+async def _show(events: AsyncGenerator[Event, None], prompt: str) -> None:
+    printer = TokenPrinter(Console(highlight=False))
+    async for event in events:
+        match event:
+            case Tokens():
+                printer.tokens(event)
+            case Finished():
+                printer.end()
+                printer.summary(event)
+            case _:  # shown only once the server has admitted the request
+                printer.legend()
+                printer.prompt(prompt)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise BadUsage(f"--file {file}: {error.strerror}") from None
+
+
+def _decode(data: bytes, source: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadUsage(f"{source} is not UTF-8 (byte {error.start})") from None

@@ -1,0 +1,67 @@
+"""``outrider coordinator``, ``draft-worker`` and ``target-worker``: one role of a deployment, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Callable, Coroutine
+from typing import Annotated
+
+import typer
+
+from coordinator.settings import CoordinatorSettings
+from draft_worker.settings import DraftWorkerSettings
+from outrider.options import with_settings
+from outrider.parent_watch import die_with_parent
+from rpc.server import Status
+from target_worker.settings import TargetWorkerSettings
+
+STATUS_JSON = "--status-json"
+"""Given by a parent process: status as JSON lines on stdout, and the end when standard input ends."""
+
+StatusJson = Annotated[bool, typer.Option(STATUS_JSON, hidden=True)]
+OnStatus = Callable[[Status], None]
+
+
+@with_settings(CoordinatorSettings, "coordinator")
+def coordinator(settings: CoordinatorSettings, status_json: StatusJson = False) -> None:
+    """Serve clients with the workers given."""
+    from coordinator.serve import serve
+
+    _run("coordinator", lambda on_status: serve(settings, on_status), status_json)
+
+
+@with_settings(DraftWorkerSettings, "draft")
+def draft_worker(settings: DraftWorkerSettings, status_json: StatusJson = False) -> None:
+    """Draft ahead of the target, with a small model."""
+    from draft_worker.serve import serve
+
+    _run("draft-worker", lambda on_status: serve(settings, on_status), status_json)
+
+
+@with_settings(TargetWorkerSettings, "target")
+def target_worker(settings: TargetWorkerSettings, status_json: StatusJson = False) -> None:
+    """Serve the large model, which decides."""
+    from target_worker.serve import serve
+
+    _run("target-worker", lambda on_status: serve(settings, on_status), status_json)
+
+
+def report_failure(message: str, exit_code: int) -> None:
+    """Tells the parent process why this role ends."""
+    typer.echo(json.dumps({"event": "failed", "detail": message, "exit_code": exit_code}))
+
+
+def _run(role: str, serve: Callable[[OnStatus], Coroutine[None, None, None]], status_json: bool) -> None:
+    if status_json:
+        die_with_parent()
+
+    def on_status(status: Status) -> None:
+        if status_json:
+            typer.echo(json.dumps(dataclasses.asdict(status)))
+        else:
+            parts = (f"{role}: {status.event}", status.detail, f"at {status.address}" if status.address else "")
+            typer.echo(" ".join(filter(None, parts)), err=True)
+
+    asyncio.run(serve(on_status))

@@ -1,0 +1,61 @@
+"""``outrider up``: the local stack until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import typer
+
+from outrider.display import Progress
+from outrider.launcher import DRAFT, TARGET, LocalStack, StackOptions, chosen_pair
+from outrider.options import with_settings
+from outrider.settings import UpSettings
+from outrider.termination import cancel_on_sigterm
+
+
+@with_settings(UpSettings, "up")
+def up(settings: UpSettings, config: Path | None = None) -> None:
+    """Run all three roles here until Ctrl-C.
+
+    A draft worker, a target worker and a coordinator, as three processes that end with this one.
+    The tables [target], [draft] and [coordinator] of the --config file hold for the three processes.
+    """
+    asyncio.run(_serve(_options(settings, config)))
+
+
+async def _serve(options: StackOptions) -> None:
+    cancel_on_sigterm()
+    with Progress() as progress:
+        async with LocalStack(options, progress.show) as stack:
+            progress.done()
+            _announce(options, stack)
+            raise await stack.failed()
+
+
+def _announce(options: StackOptions, stack: LocalStack) -> None:
+    draft = "none: plain decoding" if options.draft is None else f"{options.draft} (pid {stack.pids[DRAFT]})"
+    typer.echo(
+        f"target  {options.target} (pid {stack.pids[TARGET]})\n"
+        f"draft   {draft}\n"
+        f"gRPC    {stack.address}\n"
+        f'Try     outrider generate --address {stack.address} "def fibonacci(n):"\n'
+        "Ctrl-C stops all three."
+    )
+
+
+def _options(settings: UpSettings, config: Path | None) -> StackOptions:
+    target, draft = chosen_pair(settings.target, settings.draft, drafting=not settings.no_draft)
+    return StackOptions(
+        target=target,
+        draft=draft,
+        host=settings.host,
+        grpc_port=settings.grpc_port,
+        policy=settings.policy,
+        max_k=settings.max_k,
+        device=settings.device,
+        dtype=settings.dtype,
+        target_threads=settings.target_threads,
+        draft_threads=settings.draft_threads,
+        config=config,
+    )

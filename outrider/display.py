@@ -1,0 +1,112 @@
+"""What people see: progress on stderr, and text whose drafted and target tokens are told apart."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import typer
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
+
+from outrider.client import Finished, Tokens
+
+DRAFTED = "green"
+TARGET = "bold underline"  # told apart without colours too
+
+
+class Progress:
+    """Where the processes stand: a spinner on a terminal, a line for each change elsewhere. On stderr."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._latest: dict[str, str] = {}
+        self._spinner: Status | None = None
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._spinner = self._console.status("starting")
+            self._spinner.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.done()
+
+    def show(self, role: str, text: str) -> None:
+        """News of one role."""
+        self._latest[role] = text
+        if self._spinner is None:
+            self._console.print(f"{role}: {text}", markup=False)
+        else:
+            self._spinner.update(Text("   ".join(f"{role}: {text}" for role, text in self._latest.items())))
+
+    def done(self) -> None:
+        """Everything is up: no spinner from now on, but news are still shown."""
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
+
+class TokenPrinter:
+    """Streams text to a console. On anything but a terminal: exactly the text, nothing else."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._ends_line = True
+
+    @property
+    def styled(self) -> bool:
+        return self._console.is_terminal
+
+    def legend(self) -> None:
+        if self.styled:
+            line = Text.assemble(("drafted and accepted", DRAFTED), ", ", ("the target's own", TARGET), "\n")
+            self._console.print(line)
+
+    def prompt(self, text: str) -> None:
+        """The prompt, as context for what follows; on a terminal only."""
+        if self.styled:
+            self._write(Text(_printable(text), style="dim"))
+
+    def tokens(self, event: Tokens) -> None:
+        if not event.text:
+            return
+        self._ends_line = event.text.endswith("\n")
+        if not self.styled:
+            typer.echo(event.text, nl=False)
+        elif "".join(token.text for token in event.tokens) != event.text:
+            self._write(Text(_printable(event.text)))
+        else:
+            pieces = [(_printable(token.text), DRAFTED if token.drafted else TARGET) for token in event.tokens]
+            self._write(Text.assemble(*pieces))
+
+    def end(self) -> None:
+        """Ends the last line."""
+        if not self._ends_line:
+            typer.echo()
+
+    def summary(self, finished: Finished) -> None:
+        """One line of numbers, on a terminal only."""
+        if self.styled:
+            self._console.print(Text(summary_line(finished), style="dim"))
+
+    def _write(self, text: Text) -> None:
+        self._console.print(text, end="", soft_wrap=True)
+
+
+def summary_line(finished: Finished) -> str:
+    """Tokens, time and what speculation did, in one line."""
+    stats, count, total_s = finished.speculation, finished.usage.completion_tokens, finished.timing.total_s
+    line = f"{count} tokens in {total_s:.2f} s, {count / total_s if total_s else 0:.0f} tokens/s, ends by "
+    line += finished.finish_reason
+    if stats.num_drafted:
+        line += f"; {stats.num_accepted} of {stats.num_drafted} drafted tokens accepted ({stats.acceptance_rate:.0%}), "
+        line += f"{stats.mean_acceptance_length:.2f} tokens per step, mean K {stats.mean_k:.1f}"
+    return line
+
+
+def _printable(text: str) -> str:
+    """A model's text must not drive the terminal."""
+    return text.replace("\x1b", "␛")

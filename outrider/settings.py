@@ -1,0 +1,100 @@
+"""Settings of the commands that are no role: ``up``, ``generate`` and ``demo``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+
+def _config(prefix: str) -> SettingsConfigDict:
+    return SettingsConfigDict(
+        env_prefix=prefix, frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True
+    )
+
+
+class StackSettings(BaseSettings):
+    """What every local stack needs to know."""
+
+    model_config = _config("OUTRIDER_")
+
+    target: str = ""
+    """Target model: a directory or a Hugging Face name. Empty: the demo pair's."""
+    draft: str = ""
+    """Draft model: a directory or a Hugging Face name. Empty: the demo pair's."""
+    policy: Literal["fixed", "threshold", "goodput"] | None = None
+    """How K is chosen. Unset: the coordinator's default."""
+    max_k: int | None = Field(default=None, ge=0, le=64)
+    """Greatest K. Unset: the coordinator's default."""
+    device: str = "auto"
+    """Where both models run: auto, cpu, cuda, cuda:1 ..."""
+    dtype: str = "auto"
+    """Both models' weights: auto, float32, bfloat16, float16."""
+    target_threads: int = Field(default=0, ge=0)
+    """CPU threads of the target worker. 0: a share of the machine's cores."""
+    draft_threads: int = Field(default=0, ge=0)
+    """CPU threads of the draft worker. 0: a share of the machine's cores."""
+
+
+class UpSettings(StackSettings):
+    """``outrider up``."""
+
+    model_config = _config("OUTRIDER_UP_")
+
+    host: str = "127.0.0.1"
+    """Address the coordinator listens on."""
+    grpc_port: int = Field(default=50051, ge=0, le=65535)
+    """Port of the coordinator. 0: any free one."""
+    no_draft: bool = False
+    """Plain decoding: start no draft worker."""
+
+
+class DemoSettings(StackSettings):
+    """``outrider demo``."""
+
+    model_config = _config("OUTRIDER_DEMO_")
+
+    prompt: str = ""
+    """Python code to complete. Empty: a prompt of ours."""
+    max_tokens: int = Field(default=128, ge=1)
+    """Tokens to generate in each run."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    seed: int = 0
+    """Selects the noise at temperatures above 0."""
+    repeats: int = Field(default=3, ge=1, le=100)
+    """Pairs of runs, speculative and plain in turn, to take medians of."""
+    as_json: bool = Field(default=False, validation_alias="OUTRIDER_DEMO_JSON")
+    """Print one JSON object and nothing else."""
+
+
+class GenerateSettings(BaseSettings):
+    """``outrider generate``. What is unset, the server decides."""
+
+    model_config = _config("OUTRIDER_GENERATE_")
+
+    address: str = DEFAULT_ADDRESS
+    """The coordinator, as host:port."""
+    model: str = ""
+    """Refuse to run on any other model than this."""
+    max_tokens: int | None = 256
+    """Most tokens to generate."""
+    temperature: float | None = None
+    """0, the default, is greedy."""
+    top_k: int | None = None
+    """Keep the most likely tokens. 0 is off."""
+    top_p: float | None = None
+    """Keep the most likely tokens until their mass reaches this, in (0, 1]. 1 is off."""
+    seed: int | None = None
+    """Selects the noise; the same seed gives the same text. Unset: drawn by the server."""
+    speculation: bool = True
+    """Speculate; never changes the text."""
+    policy: Literal["fixed", "threshold", "goodput"] | None = None
+    """How K is chosen. Unset: the server's choice."""
+    k: int | None = None
+    """K for the fixed policy, the greatest K otherwise."""
+    as_json: bool = Field(default=False, validation_alias="OUTRIDER_GENERATE_JSON")
+    """Print one JSON object when done."""

@@ -1,0 +1,342 @@
+"""Translation between ``speculation.messages`` and the frames on the wire.
+
+Runs once per frame in every process, so each direction is one pass over the items. Decoding never raises on odd
+values: whoever receives a message checks them. An item whose oneof is unset, or that a newer peer has and this build
+does not know, is skipped; an unknown error code reads as INTERNAL, an unknown finish reason as LENGTH (the
+session is over, and not by a stop token known here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from protos import common_pb2, draft_pb2, target_pb2
+from speculation.messages import (
+    CloseSession,
+    Commit,
+    DraftCommand,
+    DraftEvent,
+    FinishReason,
+    ModelInfo,
+    OpenDraft,
+    OpenTarget,
+    Proposal,
+    Sampling,
+    SessionError,
+    SessionErrorCode,
+    SessionId,
+    SetK,
+    SetLookahead,
+    StepReport,
+    TargetCommand,
+    TargetEvent,
+    TargetFrame,
+    Verdict,
+)
+
+TargetCommandItems: TypeAlias = Sequence[tuple[SessionId, TargetCommand]]
+DraftCommandItems: TypeAlias = Sequence[tuple[SessionId, DraftCommand]]
+DraftFrame: TypeAlias = Sequence[tuple[SessionId, DraftEvent]]
+"""What a draft worker sends after one step."""
+
+# -- parts that both workers share --------------------------------------------------------------------------------
+
+
+def sampling_to_proto(sampling: Sampling) -> common_pb2.Sampling:
+    return common_pb2.Sampling(
+        temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, seed=sampling.seed
+    )
+
+
+def sampling_from_proto(message: common_pb2.Sampling) -> Sampling:
+    return Sampling(message.temperature, message.top_k, message.top_p, message.seed)
+
+
+def model_info_to_proto(info: ModelInfo) -> common_pb2.ModelInfo:
+    return common_pb2.ModelInfo(
+        name=info.name,
+        vocab_size=info.vocab_size,
+        max_context=info.max_context,
+        eos_token_ids=info.eos_token_ids,
+        num_parameters=info.num_parameters,
+        dtype=info.dtype,
+        device=info.device,
+        tokenizer_sha256=info.tokenizer_sha256,
+        tokenizer_size=info.tokenizer_size,
+    )
+
+
+def model_info_from_proto(message: common_pb2.ModelInfo) -> ModelInfo:
+    return ModelInfo(
+        name=message.name,
+        vocab_size=message.vocab_size,
+        max_context=message.max_context,
+        eos_token_ids=tuple(message.eos_token_ids),
+        num_parameters=message.num_parameters,
+        dtype=message.dtype,
+        device=message.device,
+        tokenizer_sha256=message.tokenizer_sha256,
+        tokenizer_size=message.tokenizer_size,
+    )
+
+
+def _proposal_to_proto(proposal: Proposal) -> common_pb2.Proposal:
+    return common_pb2.Proposal(
+        prefix_length=proposal.prefix_length,
+        prefix_fingerprint=proposal.prefix_fingerprint,
+        token_ids=proposal.token_ids,
+        confidences=proposal.confidences,
+    )
+
+
+def _proposal_from_proto(message: common_pb2.Proposal) -> Proposal:
+    return Proposal(
+        message.prefix_length, message.prefix_fingerprint, tuple(message.token_ids), tuple(message.confidences)
+    )
+
+
+_ERROR_CODES: Mapping[int, SessionErrorCode] = {
+    common_pb2.SessionError.Code.Value(code.value): code for code in SessionErrorCode
+}
+
+
+def _error_to_proto(error: SessionError) -> common_pb2.SessionError:
+    return common_pb2.SessionError(code=common_pb2.SessionError.Code.Value(error.code.value), message=error.message)
+
+
+def _error_from_proto(message: common_pb2.SessionError) -> SessionError:
+    return SessionError(_ERROR_CODES.get(message.code, SessionErrorCode.INTERNAL), message.message)
+
+
+_CLOSE = CloseSession()
+_CLOSE_PROTO = common_pb2.CloseSession()
+
+
+# -- coordinator to target ----------------------------------------------------------------------------------------
+
+
+def target_commands_to_proto(items: TargetCommandItems) -> target_pb2.TargetCommands:
+    """A frame of commands. Raises ValueError on values that do not fit the wire's integers."""
+    return target_pb2.TargetCommands(items=[_target_command_to_proto(id_, command) for id_, command in items])
+
+
+def _target_command_to_proto(session_id: SessionId, command: TargetCommand) -> target_pb2.TargetCommand:
+    message = target_pb2.TargetCommand
+    match command:
+        case Proposal():
+            return message(session_id=session_id, proposal=_proposal_to_proto(command))
+        case SetK():
+            return message(session_id=session_id, set_k=target_pb2.SetK(k=command.k))
+        case OpenTarget():
+            return message(session_id=session_id, open=_open_target_to_proto(command))
+        case CloseSession():
+            return message(session_id=session_id, close=_CLOSE_PROTO)
+
+
+def _open_target_to_proto(command: OpenTarget) -> target_pb2.OpenTarget:
+    return target_pb2.OpenTarget(
+        token_ids=command.token_ids,
+        sampling=sampling_to_proto(command.sampling),
+        max_length=command.max_length,
+        stop_token_ids=command.stop_token_ids,
+        k=command.k,
+    )
+
+
+def target_commands_from_proto(message: target_pb2.TargetCommands) -> list[tuple[SessionId, TargetCommand]]:
+    return [
+        (SessionId(item.session_id), command)
+        for item in message.items
+        if (command := _target_command_from_proto(item)) is not None
+    ]
+
+
+def _target_command_from_proto(item: target_pb2.TargetCommand) -> TargetCommand | None:
+    match item.WhichOneof("command"):
+        case "proposal":
+            return _proposal_from_proto(item.proposal)
+        case "set_k":
+            return SetK(item.set_k.k)
+        case "open":
+            return _open_target_from_proto(item.open)
+        case "close":
+            return _CLOSE
+        case _:
+            return None
+
+
+def _open_target_from_proto(message: target_pb2.OpenTarget) -> OpenTarget:
+    return OpenTarget(
+        token_ids=tuple(message.token_ids),
+        sampling=sampling_from_proto(message.sampling),
+        max_length=message.max_length,
+        stop_token_ids=tuple(message.stop_token_ids),
+        k=message.k,
+    )
+
+
+# -- target to coordinator ----------------------------------------------------------------------------------------
+
+_FINISH_TO_PROTO: Mapping[FinishReason | None, target_pb2.FinishReason.ValueType] = {
+    None: target_pb2.FINISH_REASON_UNSPECIFIED,
+    FinishReason.STOP: target_pb2.STOP,
+    FinishReason.LENGTH: target_pb2.LENGTH,
+}
+_FINISH_FROM_PROTO: Mapping[int, FinishReason | None] = {value: key for key, value in _FINISH_TO_PROTO.items()}
+
+
+def target_frame_to_proto(frame: TargetFrame) -> target_pb2.TargetEvents:
+    """A frame of verdicts and errors. Raises ValueError on values that do not fit the wire's integers."""
+    items = [_target_event_to_proto(session_id, event) for session_id, event in frame.items]
+    return target_pb2.TargetEvents(items=items, step=None if frame.step is None else _step_to_proto(frame.step))
+
+
+def _target_event_to_proto(session_id: SessionId, event: TargetEvent) -> target_pb2.TargetEvent:
+    if isinstance(event, Verdict):
+        return target_pb2.TargetEvent(session_id=session_id, verdict=_verdict_to_proto(event))
+    return target_pb2.TargetEvent(session_id=session_id, error=_error_to_proto(event))
+
+
+def _verdict_to_proto(verdict: Verdict) -> target_pb2.Verdict:
+    return target_pb2.Verdict(
+        start=verdict.start,
+        token_ids=verdict.token_ids,
+        num_drafted=verdict.num_drafted,
+        num_accepted=verdict.num_accepted,
+        num_staged=verdict.num_staged,
+        num_dropped=verdict.num_dropped,
+        finish_reason=_FINISH_TO_PROTO[verdict.finish_reason],
+    )
+
+
+def _step_to_proto(step: StepReport) -> target_pb2.StepReport:
+    return target_pb2.StepReport(
+        step_s=step.step_s, num_sessions=step.num_sessions, num_tokens=step.num_tokens, waited_s=step.waited_s
+    )
+
+
+def target_frame_from_proto(message: target_pb2.TargetEvents) -> TargetFrame:
+    items = tuple(
+        (SessionId(item.session_id), event)
+        for item in message.items
+        if (event := _target_event_from_proto(item)) is not None
+    )
+    return TargetFrame(items, _step_from_proto(message.step) if message.HasField("step") else None)
+
+
+def _target_event_from_proto(item: target_pb2.TargetEvent) -> TargetEvent | None:
+    match item.WhichOneof("event"):
+        case "verdict":
+            return _verdict_from_proto(item.verdict)
+        case "error":
+            return _error_from_proto(item.error)
+        case _:
+            return None
+
+
+def _verdict_from_proto(message: target_pb2.Verdict) -> Verdict:
+    return Verdict(
+        message.start,
+        tuple(message.token_ids),
+        message.num_drafted,
+        message.num_accepted,
+        message.num_staged,
+        message.num_dropped,
+        _FINISH_FROM_PROTO.get(message.finish_reason, FinishReason.LENGTH),
+    )
+
+
+def _step_from_proto(message: target_pb2.StepReport) -> StepReport:
+    return StepReport(message.step_s, message.num_sessions, message.num_tokens, message.waited_s)
+
+
+# -- coordinator to drafter ---------------------------------------------------------------------------------------
+
+
+def draft_commands_to_proto(items: DraftCommandItems) -> draft_pb2.DraftCommands:
+    """A frame of commands. Raises ValueError on values that do not fit the wire's integers."""
+    return draft_pb2.DraftCommands(items=[_draft_command_to_proto(id_, command) for id_, command in items])
+
+
+def _draft_command_to_proto(session_id: SessionId, command: DraftCommand) -> draft_pb2.DraftCommand:
+    message = draft_pb2.DraftCommand
+    match command:
+        case Commit():
+            commit = draft_pb2.Commit(start=command.start, token_ids=command.token_ids)
+            return message(session_id=session_id, commit=commit)
+        case SetLookahead():
+            lookahead = draft_pb2.SetLookahead(lookahead=command.lookahead)
+            return message(session_id=session_id, set_lookahead=lookahead)
+        case OpenDraft():
+            return message(session_id=session_id, open=_open_draft_to_proto(command))
+        case CloseSession():
+            return message(session_id=session_id, close=_CLOSE_PROTO)
+
+
+def _open_draft_to_proto(command: OpenDraft) -> draft_pb2.OpenDraft:
+    return draft_pb2.OpenDraft(
+        token_ids=command.token_ids,
+        sampling=sampling_to_proto(command.sampling),
+        lookahead=command.lookahead,
+        max_length=command.max_length,
+    )
+
+
+def draft_commands_from_proto(message: draft_pb2.DraftCommands) -> list[tuple[SessionId, DraftCommand]]:
+    return [
+        (SessionId(item.session_id), command)
+        for item in message.items
+        if (command := _draft_command_from_proto(item)) is not None
+    ]
+
+
+def _draft_command_from_proto(item: draft_pb2.DraftCommand) -> DraftCommand | None:
+    match item.WhichOneof("command"):
+        case "commit":
+            return Commit(item.commit.start, tuple(item.commit.token_ids))
+        case "set_lookahead":
+            return SetLookahead(item.set_lookahead.lookahead)
+        case "open":
+            return _open_draft_from_proto(item.open)
+        case "close":
+            return _CLOSE
+        case _:
+            return None
+
+
+def _open_draft_from_proto(message: draft_pb2.OpenDraft) -> OpenDraft:
+    sampling = sampling_from_proto(message.sampling)
+    return OpenDraft(tuple(message.token_ids), sampling, message.lookahead, message.max_length)
+
+
+# -- drafter to coordinator ---------------------------------------------------------------------------------------
+
+
+def draft_frame_to_proto(frame: DraftFrame) -> draft_pb2.DraftEvents:
+    """A frame of proposals and errors. Raises ValueError on values that do not fit the wire's integers."""
+    return draft_pb2.DraftEvents(items=[_draft_event_to_proto(session_id, event) for session_id, event in frame])
+
+
+def _draft_event_to_proto(session_id: SessionId, event: DraftEvent) -> draft_pb2.DraftEvent:
+    if isinstance(event, Proposal):
+        return draft_pb2.DraftEvent(session_id=session_id, proposal=_proposal_to_proto(event))
+    return draft_pb2.DraftEvent(session_id=session_id, error=_error_to_proto(event))
+
+
+def draft_frame_from_proto(message: draft_pb2.DraftEvents) -> DraftFrame:
+    return tuple(
+        (SessionId(item.session_id), event)
+        for item in message.items
+        if (event := _draft_event_from_proto(item)) is not None
+    )
+
+
+def _draft_event_from_proto(item: draft_pb2.DraftEvent) -> DraftEvent | None:
+    match item.WhichOneof("event"):
+        case "proposal":
+            return _proposal_from_proto(item.proposal)
+        case "error":
+            return _error_from_proto(item.error)
+        case _:
+            return None

@@ -1,0 +1,31 @@
+"""The settings that both kinds of worker have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings
+
+
+class WorkerSettings(BaseSettings):
+    """What to load, where to run it, where to listen."""
+
+    model: str
+    """Folder or hub name of a Hugging Face causal language model."""
+    host: str = "127.0.0.1"
+    """Interface to listen on; 0.0.0.0 is all of them."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """0 takes any free port."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:N"; auto is CUDA where there is one."""
+    dtype: str = "auto"
+    """"float32", "bfloat16", "float16"; auto is float32 on CPU and bfloat16 elsewhere."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of the model; 0 leaves it to torch."""
+    kv_tokens: Annotated[int, Field(ge=16)] = 32_768
+    """KV positions of all sessions together; allocated at start."""
+    max_step_tokens: Annotated[int, Field(ge=16)] = 512
+    """Most tokens in one forward pass; longer prompts are prefilled in chunks."""
+    shutdown_grace_s: Annotated[float, Field(ge=0)] = 5.0
+    """Seconds that streams under way get when the worker is told to stop."""

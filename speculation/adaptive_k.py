@@ -1,0 +1,250 @@
+"""How many drafted tokens to verify per step: the coordinator's policies, one object per session.
+
+A policy is fed the session's verdicts and answers with K at any time. Three are there: `FixedK`, `ThresholdK` (the rule
+most engines know: more while nearly all is accepted, less while much is not) and `GoodputK`, the default, which asks
+what counts: with which K does the target commit most tokens per second under its present load? Acceptance alone is the
+wrong signal: at a constant 0.9 the right answer goes from +23 % to -16 % as the batch grows (vLLM issue #26504).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from speculation.acceptance import AcceptanceProfile
+from speculation.cost import StepCostModel
+from speculation.messages import Verdict
+
+START_K = 4
+"""K while nothing is known: within a fifth of the best K's goodput for acceptance 0.5 to 0.9 when a step with five
+tokens costs up to 1.3 plain ones."""
+
+THRESHOLD_WINDOW_STEPS = 10
+THRESHOLD_RAISE_ABOVE = 0.85
+THRESHOLD_LOWER_BELOW = 0.60
+THRESHOLD_MIN_K = 2
+THRESHOLD_MAX_K = 8
+"""The published rule's numbers (DESIGN 7)."""
+
+CHANGE_GAIN = 0.02
+"""What another K > 0 must promise over the present one: about the noise of the two estimates, so K does not flutter."""
+
+SPECULATION_GAIN = 0.03
+"""What K > 0 must promise over K = 0 to go on: K = 0 also saves the drafter's work, which no verdict shows."""
+
+RESUME_GAIN = 0.06
+"""What K > 0 must promise to begin again after K = 0: twice as much, so that the border is not crossed to and fro."""
+
+PROBE_K = 2
+"""Drafted tokens per step of a probe: two depths show whether deeper ones are worth it, at little cost."""
+
+PROBE_STEPS = 4
+"""Steps with drafted tokens that decide a probe: at acceptance 0.7 one in 120 probes sees none accepted."""
+
+PROBE_PATIENCE_STEPS = 16
+"""Steps without drafted tokens after which a probe gives up. They are plain steps; the drafter is catching up."""
+
+PROBE_WEIGHT_STEPS = 2.0
+"""What was known before a probe counts for so many steps in it: half of what the probe sees."""
+
+PROBE_COST = 0.01
+"""Share of the time at K = 0 that probes may take. With the first steps of a session it stays below 2 %."""
+
+MIN_PROBE_EVERY, MAX_PROBE_EVERY = 64, 1024
+"""Committed tokens at K = 0 before a probe, doubled after each that failed. The upper end is how late a drafter that
+has become good is noticed: some ten seconds of text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the session's target has to do."""
+
+    num_sessions: int
+    """Sessions running there now, this one included."""
+
+
+class KPolicy(Protocol):
+    """Chooses K for one session."""
+
+    @property
+    def name(self) -> str:
+        """As in `POLICY_NAMES`."""
+        ...
+
+    def observe(self, verdict: Verdict, load: Load, now_s: float) -> None:
+        """One verify step of the session. Steps without drafted tokens say nothing about acceptance."""
+        ...
+
+    def k(self) -> int:
+        """Cap on drafted tokens per step from now on. 0: no drafting at all."""
+        ...
+
+
+class FixedK:
+    """Always the same K."""
+
+    name: Final = "fixed"
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+
+    def observe(self, verdict: Verdict, load: Load, now_s: float) -> None:
+        """Nothing to learn."""
+
+    def k(self) -> int:
+        return self._k
+
+
+class ThresholdK:
+    """K + 1 above 0.85 accepted over the last 10 steps with drafted tokens, K - 1 below 0.60, within [2, 8].
+
+    The rule is asked at every such step once ten are in the window; a move empties the window, for what was seen under
+    another K does not speak for this one.
+    """
+
+    name: Final = "threshold"
+
+    def __init__(self, max_k: int, k: int = START_K) -> None:
+        self._max_k = min(max_k, THRESHOLD_MAX_K)
+        self._min_k = min(THRESHOLD_MIN_K, self._max_k)
+        self._k = self._clamped(k)
+        self._window: deque[tuple[int, int]] = deque(maxlen=THRESHOLD_WINDOW_STEPS)  # drafted, accepted
+
+    def observe(self, verdict: Verdict, load: Load, now_s: float) -> None:
+        if not verdict.num_drafted:
+            return
+        self._window.append((verdict.num_drafted, verdict.num_accepted))
+        if len(self._window) == THRESHOLD_WINDOW_STEPS:
+            self._move()
+
+    def _move(self) -> None:
+        rate = sum(accepted for _, accepted in self._window) / sum(drafted for drafted, _ in self._window)
+        wanted = self._clamped(self._k + (rate > THRESHOLD_RAISE_ABOVE) - (rate < THRESHOLD_LOWER_BELOW))
+        if wanted != self._k:
+            self._k = wanted
+            self._window.clear()
+
+    def _clamped(self, k: int) -> int:
+        return max(self._min_k, min(k, self._max_k))
+
+    def k(self) -> int:
+        return self._k
+
+
+class GoodputK:
+    """The K with the highest expected committed tokens per second under the present load.
+
+    With B sessions alike on the target that is the maximum over k of ``B E(k) / V(B (k + 1), B)``: E the expected
+    tokens of a step (`AcceptanceProfile`), V its seconds (`StepCostModel`). Where speculation does not pay K is 0, and
+    the drafter idle. From there short probes look whether it pays by now, ever more rarely while it does not.
+    """
+
+    name: Final = "goodput"
+
+    def __init__(self, max_k: int, costs: StepCostModel, prior: AcceptanceProfile, k: int = START_K) -> None:
+        """``prior`` is the deployment's profile: the session starts from it and reports to it."""
+        self._max_k = max_k
+        self._costs = costs
+        self._prior = prior
+        self._profile = AcceptanceProfile(prior)
+        self._num_sessions = 1
+        self._probing = False
+        self._num_probe_drafted = 0  # steps of this probe with drafted tokens
+        self._num_probe_empty = 0  # and without
+        self._num_idle_tokens = 0  # committed at K = 0 since the last probe
+        self._num_failed_probes = 0
+        self._k = min(k, max_k)
+        self._k = self._best_k()
+
+    @property
+    def profile(self) -> AcceptanceProfile:
+        """What the session has learned."""
+        return self._profile
+
+    def k(self) -> int:
+        return min(PROBE_K, self._max_k) if self._probing else self._k
+
+    def observe(self, verdict: Verdict, load: Load, now_s: float) -> None:
+        self._num_sessions = max(1, load.num_sessions)
+        if verdict.num_drafted:
+            self._profile.observe(verdict.num_drafted, verdict.num_accepted)
+            self._prior.observe(verdict.num_drafted, verdict.num_accepted)
+        if self._probing:
+            self._on_probe_step(verdict)
+        elif self._k == 0:
+            self._on_idle_step(verdict)
+        else:
+            self._k = self._best_k()
+
+    def _on_idle_step(self, verdict: Verdict) -> None:
+        self._k = self._best_k()  # the load may have changed
+        self._num_idle_tokens += len(verdict.token_ids)
+        if self._k == 0 and self._max_k > 0 and self._num_idle_tokens >= self._probe_every():
+            self._probing, self._num_probe_drafted, self._num_probe_empty = True, 0, 0
+            self._profile.limit_weight(PROBE_WEIGHT_STEPS)
+
+    def _on_probe_step(self, verdict: Verdict) -> None:
+        if verdict.num_drafted:
+            self._num_probe_drafted += 1
+        else:
+            self._num_probe_empty += 1
+        if self._num_probe_drafted < PROBE_STEPS and self._num_probe_empty < PROBE_PATIENCE_STEPS:
+            return
+        self._probing, self._num_idle_tokens = False, 0
+        self._k = self._best_k()
+        self._num_failed_probes = 0 if self._k else self._num_failed_probes + 1
+
+    def _probe_every(self) -> int:
+        """Committed tokens at K = 0 before the next probe: as many as keep its cost below `PROBE_COST`."""
+        size = self._num_sessions
+        plain_s = self._costs.step_s(size, size)
+        probe_s = self._costs.step_s(size * (1 + min(PROBE_K, self._max_k)), size)
+        affordable = PROBE_STEPS * (probe_s / plain_s - 1.0) / PROBE_COST if plain_s and probe_s else 0.0
+        return int(min(MAX_PROBE_EVERY, max(affordable, MIN_PROBE_EVERY) * 2.0 ** min(self._num_failed_probes, 16)))
+
+    def _best_k(self) -> int:
+        rates = self._rates()
+        if rates is None:
+            return self._k
+        best = max(range(len(rates)), key=rates.__getitem__)
+        gain = SPECULATION_GAIN if self._k else RESUME_GAIN
+        if rates[best] < (1.0 + gain) * rates[0]:
+            return 0
+        if self._k and rates[best] < (1.0 + CHANGE_GAIN) * rates[self._k] and rates[self._k] > rates[0]:
+            return self._k
+        return best
+
+    def _rates(self) -> list[float] | None:
+        """Expected committed tokens per second and session for K = 0 .. max_k; None while costs are unknown."""
+        size = self._num_sessions
+        curve = self._costs.curve(size, size)
+        if curve is None:
+            return None
+        expected, rates = 1.0, [1.0 / curve.at(size)]
+        for k, chance in enumerate(self._profile.survival(self._max_k), start=1):
+            expected += chance
+            rates.append(expected / curve.at(size * (k + 1)))
+        return rates
+
+
+POLICY_NAMES = (FixedK.name, ThresholdK.name, GoodputK.name)
+
+
+def make_policy(name: str, *, max_k: int, k: int | None, costs: StepCostModel, prior: AcceptanceProfile) -> KPolicy:
+    """The policy called ``name`` for one session.
+
+    ``k`` is where it starts, and for ``fixed`` stays (None: 4); ``max_k`` caps it. ``costs`` are the target's,
+    ``prior`` is the deployment's profile; ``goodput`` uses and feeds it. Raises ValueError on an unknown name or a
+    negative count.
+    """
+    if max_k < 0 or (k is not None and k < 0):
+        raise ValueError(f"k and max_k must be 0 or more, not k = {k}, max_k = {max_k}")
+    start = min(max_k, START_K if k is None else k)
+    if name == FixedK.name:
+        return FixedK(start)
+    if name == ThresholdK.name:
+        return ThresholdK(max_k, start)
+    if name == GoodputK.name:
+        return GoodputK(max_k, costs, prior, start)
+    raise ValueError(f"unknown K policy {name!r}; choose one of: {', '.join(POLICY_NAMES)}")

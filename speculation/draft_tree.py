@@ -1,0 +1,136 @@
+"""Drafted tokens beyond the committed prefix, as a tree addressed by content.
+
+Target and coordinator never agree on node ids or epochs: a proposal names what precedes it by length and fingerprint,
+and `DraftTree.graft` finds where it belongs, or drops it. The main line at every node is the child that was proposed
+first; other children are branches, which cost nothing until a commit walks into one of them.
+
+Cost: `graft` is O(tokens in the proposal), `commit` O(tokens committed + nodes dropped), memory O(prefix + nodes),
+and the number of nodes is bounded, so a hostile drafter can waste neither time nor memory without limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from speculation.fingerprint import EMPTY, Fingerprint, extend
+from speculation.messages import Proposal, TokenId
+
+MAX_NODES = 1024
+"""Nodes one session may stage; far above any useful lookahead."""
+
+
+@dataclass(slots=True)
+class _Node:
+    fingerprint: Fingerprint
+    length: int
+    """Number of tokens up to and including this node's."""
+    children: dict[TokenId, _Node] = field(default_factory=dict)
+
+
+class DraftTree:
+    """The committed prefix of one session and what is drafted beyond it."""
+
+    def __init__(self, token_ids: Sequence[TokenId], max_nodes: int = MAX_NODES) -> None:
+        self._token_ids: list[TokenId] = []
+        self._prefixes: list[Fingerprint] = [EMPTY]  # _prefixes[n] is the fingerprint of the first n tokens
+        self._root = _Node(EMPTY, 0)
+        self._nodes: dict[Fingerprint, _Node] = {}  # without the root
+        self._max_nodes = max_nodes
+        self.commit(token_ids)
+
+    @property
+    def token_ids(self) -> Sequence[TokenId]:
+        """The committed tokens; a live view, not to be changed."""
+        return self._token_ids
+
+    @property
+    def num_nodes(self) -> int:
+        """Drafted tokens held, branches included."""
+        return len(self._nodes)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Fingerprint of the committed tokens."""
+        return self._prefixes[-1]
+
+    def graft(self, proposal: Proposal) -> int:
+        """Adds the proposal's tokens where they belong; returns how many of them are new.
+
+        Tokens that are stale, already here, without a known parent or beyond the tree's bound are not.
+        """
+        token_ids: Sequence[TokenId] = proposal.token_ids
+        if proposal.prefix_length > len(self._token_ids):
+            node = self._nodes.get(Fingerprint(proposal.prefix_fingerprint))
+            if node is None or node.length != proposal.prefix_length:
+                return 0
+        elif self._agrees_with_committed(proposal):
+            token_ids = token_ids[len(self._token_ids) - proposal.prefix_length :]
+            node = self._root
+        else:
+            return 0
+        return self._grow(node, token_ids)
+
+    def _agrees_with_committed(self, proposal: Proposal) -> bool:
+        start = proposal.prefix_length
+        committed_since = self._token_ids[start : start + len(proposal.token_ids)]
+        return (
+            self._prefixes[start] == proposal.prefix_fingerprint
+            and tuple(committed_since) == proposal.token_ids[: len(committed_since)]
+        )
+
+    def _grow(self, node: _Node, token_ids: Sequence[TokenId]) -> int:
+        num_new = 0
+        for token_id in token_ids:
+            child = node.children.get(token_id)
+            if child is None:
+                if len(self._nodes) >= self._max_nodes:
+                    break
+                child = _Node(extend(node.fingerprint, token_id), node.length + 1)
+                if child.fingerprint in self._nodes:  # a collision: drop rather than confuse two nodes
+                    break
+                node.children[token_id] = child
+                self._nodes[child.fingerprint] = child
+                num_new += 1
+            node = child
+        return num_new
+
+    def commit(self, token_ids: Sequence[TokenId]) -> int:
+        """Extends the committed prefix and keeps what agrees with it; returns how many drafted tokens were dropped.
+
+        Tokens that the commit walked over are neither kept nor counted as dropped.
+        """
+        num_dropped = 0
+        node = self._root
+        for token_id in token_ids:
+            for sibling_id, sibling in node.children.items():
+                if sibling_id != token_id:
+                    num_dropped += self._drop(sibling)
+            child = node.children.get(token_id)
+            if child is None:
+                child = _Node(extend(node.fingerprint, token_id), node.length + 1)
+            else:
+                del self._nodes[child.fingerprint]
+            self._token_ids.append(token_id)
+            self._prefixes.append(child.fingerprint)
+            node = child
+        self._root = node
+        return num_dropped
+
+    def _drop(self, node: _Node) -> int:
+        stack, num_dropped = [node], 0
+        while stack:
+            node = stack.pop()
+            del self._nodes[node.fingerprint]
+            stack.extend(node.children.values())
+            num_dropped += 1
+        return num_dropped
+
+    def main_line(self, max_tokens: int) -> list[TokenId]:
+        """Up to ``max_tokens`` drafted tokens from the committed prefix down the first-proposed children."""
+        line: list[TokenId] = []
+        node = self._root
+        while node.children and len(line) < max_tokens:
+            token_id, node = next(iter(node.children.items()))
+            line.append(token_id)
+        return line

@@ -1,0 +1,164 @@
+"""The messages between coordinator and workers, as plain data.
+
+They mirror ``protos/draft.proto`` and ``protos/target.proto`` (which say what each field means to the other side);
+``rpc.codec`` translates. Nothing here checks values: whoever receives a message does.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NewType, TypeAlias
+
+SessionId = NewType("SessionId", int)
+TokenId: TypeAlias = int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one sequence is sampled. ``temperature`` 0 is greedy, ``top_k`` 0 and ``top_p`` 1 are off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A chain of drafted tokens at positions ``[prefix_length, prefix_length + len(token_ids))``."""
+
+    prefix_length: int
+    prefix_fingerprint: int
+    token_ids: tuple[TokenId, ...]
+    confidences: tuple[float, ...]
+
+
+class FinishReason(enum.Enum):
+    """Why the target ended a session."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one verify step committed for one session: positions ``[start, start + len(token_ids))``.
+
+    The first ``num_accepted`` tokens were drafted. The last is the target's own, except when an accepted drafted
+    token ended the session.
+    """
+
+    start: int
+    token_ids: tuple[TokenId, ...]
+    num_drafted: int
+    num_accepted: int
+    num_staged: int
+    num_dropped: int = 0
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What the step behind a frame of verdicts cost."""
+
+    step_s: float
+    num_sessions: int
+    num_tokens: int
+    waited_s: float = 0.0
+
+
+class SessionErrorCode(enum.Enum):
+    """Values equal the names in ``SessionError.Code``."""
+
+    INVALID = "INVALID"
+    UNKNOWN_SESSION = "UNKNOWN_SESSION"
+    DUPLICATE_SESSION = "DUPLICATE_SESSION"
+    CONTEXT_OVERFLOW = "CONTEXT_OVERFLOW"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionError:
+    """The worker has dropped the session; other sessions go on."""
+
+    code: SessionErrorCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTarget:
+    """Start (or, with committed tokens behind the prompt, resume) a session at a target worker."""
+
+    token_ids: tuple[TokenId, ...]
+    sampling: Sampling
+    max_length: int
+    stop_token_ids: tuple[TokenId, ...]
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDraft:
+    """Start or resume drafting. ``max_length`` 0 is no limit."""
+
+    token_ids: tuple[TokenId, ...]
+    sampling: Sampling
+    lookahead: int
+    max_length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The target has decided the tokens at ``[start, start + len(token_ids))``."""
+
+    start: int
+    token_ids: tuple[TokenId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetK:
+    """Cap on drafted tokens verified in one step of this session."""
+
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetLookahead:
+    """Cap on drafted tokens beyond the committed ones; 0 pauses drafting."""
+
+    lookahead: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSession:
+    """End a session at a worker; unknown sessions are ignored."""
+
+
+TargetCommand: TypeAlias = OpenTarget | Proposal | SetK | CloseSession
+TargetEvent: TypeAlias = Verdict | SessionError
+DraftCommand: TypeAlias = OpenDraft | Commit | SetLookahead | CloseSession
+DraftEvent: TypeAlias = Proposal | SessionError
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFrame:
+    """What a target worker sends after one step; ``step`` is None when there was none (only errors)."""
+
+    items: tuple[tuple[SessionId, TargetEvent], ...]
+    step: StepReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a worker serves; see ``ModelInfo`` in ``common.proto``."""
+
+    name: str
+    vocab_size: int
+    max_context: int
+    eos_token_ids: tuple[TokenId, ...]
+    num_parameters: int
+    dtype: str
+    device: str
+    tokenizer_sha256: bytes
+    tokenizer_size: int

@@ -1,0 +1,318 @@
+"""The coordinator's side of one session: events in, actions out.
+
+`RelaySession` is a state machine without I/O. Every ``on_...`` method takes one event and returns the actions the
+shell has to carry out, in order. It keeps what is needed to place the session on another target (prompt + committed)
+and to (re)admit a drafter at any moment with one `OpenDraft`.
+
+Drafter states::
+
+    ABSENT --on_draft_up--> IDLE --K > 0--> DRAFTING --K = 0--> PAUSED --K > 0--> DRAFTING
+       ^--------------- on_draft_lost, session error, from any state ----------------|
+
+In IDLE and PAUSED nothing is sent to the drafter at all: K = 0 costs no message. What was committed meanwhile goes
+along when drafting resumes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from speculation.adaptive_k import KPolicy, Load
+from speculation.messages import (
+    CloseSession,
+    Commit,
+    DraftCommand,
+    DraftEvent,
+    FinishReason,
+    OpenDraft,
+    OpenTarget,
+    Proposal,
+    Sampling,
+    SessionError,
+    SetK,
+    SetLookahead,
+    TargetCommand,
+    TargetEvent,
+    TokenId,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ToTarget:
+    """Send to the session's target."""
+
+    command: TargetCommand
+
+
+@dataclass(frozen=True, slots=True)
+class ToDraft:
+    """Send to the session's drafter."""
+
+    command: DraftCommand
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Give to the client: the first ``num_accepted`` tokens were drafted."""
+
+    token_ids: tuple[TokenId, ...]
+    num_accepted: int
+    num_drafted: int
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The session ended well; both workers have been told or know."""
+
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The session cannot go on."""
+
+    error: SessionError
+
+
+Action: TypeAlias = ToTarget | ToDraft | Emit | Finish | Fail
+
+
+@dataclass(slots=True)
+class SessionStats:
+    """Counts of one session; see ``SpeculationStats`` in ``generation.proto``."""
+
+    num_steps: int = 0
+    num_free_run_steps: int = 0
+    num_committed: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    num_proposed: int = 0
+    num_dropped: int = 0
+    sum_k: int = 0
+    last_k: int = 0
+    num_draft_losses: int = 0
+    num_target_losses: int = 0
+
+    def count(self, verdict: Verdict, k: int) -> None:
+        """Adds one step that had ``k`` as its cap."""
+        self.num_steps += 1
+        self.num_free_run_steps += verdict.num_drafted == 0
+        self.num_committed += len(verdict.token_ids)
+        self.num_drafted += verdict.num_drafted
+        self.num_accepted += verdict.num_accepted
+        self.num_dropped += verdict.num_dropped
+        self.sum_k += k
+        self.last_k = k
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted / drafted tokens verified; 0 if none was."""
+        return self.num_accepted / self.num_drafted if self.num_drafted else 0.0
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Committed tokens per step, the target's own included; 0 before the first step."""
+        return self.num_committed / self.num_steps if self.num_steps else 0.0
+
+    @property
+    def mean_k(self) -> float:
+        return self.sum_k / self.num_steps if self.num_steps else 0.0
+
+
+class _Drafter(enum.Enum):
+    ABSENT = enum.auto()
+    IDLE = enum.auto()
+    DRAFTING = enum.auto()
+    PAUSED = enum.auto()
+
+
+_OPEN = (_Drafter.DRAFTING, _Drafter.PAUSED)
+
+
+def lookahead_for(k: int, max_lookahead: int) -> int:
+    """How far to draft ahead when the target verifies ``k`` tokens a step.
+
+    While ``k`` tokens are being verified the drafter needs the token that must equal the target's own one, and the
+    ``k`` of the next step, to be there when the verdict comes: ``2k + 1``, and one in flight.
+    """
+    return min(max_lookahead, 2 * k + 2) if k else 0
+
+
+class RelaySession:
+    """One session as its coordinator sees it."""
+
+    def __init__(
+        self,
+        prompt: Sequence[TokenId],
+        sampling: Sampling,
+        max_length: int,
+        stop_token_ids: Sequence[TokenId],
+        policy: KPolicy | None,
+        max_lookahead: int,
+        draft_max_length: int = 0,
+    ) -> None:
+        """``policy`` None is plain decoding; ``draft_max_length``, if not 0, is where the draft model's context ends."""
+        self.stats = SessionStats()
+        self._token_ids = list(prompt)
+        self._sampling = sampling
+        self._max_length = max_length
+        self._stop_token_ids = tuple(stop_token_ids)
+        self._policy = policy
+        self._max_lookahead = max_lookahead
+        self._draft_max_length = min(draft_max_length, max_length) if draft_max_length else max_length
+        self._drafter = _Drafter.ABSENT
+        self._target_open = False
+        self._over = False
+        self._k = 0  # what the target has been told
+        self._draft_knows = 0  # committed tokens that the drafter has been told
+        self._lookahead = 0  # what the drafter has been told
+
+    @property
+    def is_over(self) -> bool:
+        """Finished, failed or cancelled; further events are ignored."""
+        return self._over
+
+    @property
+    def token_ids(self) -> Sequence[TokenId]:
+        """Prompt and committed tokens; a live view, not to be changed."""
+        return self._token_ids
+
+    # -- target -------------------------------------------------------------------------------------------------
+
+    def on_target_up(self, now_s: float) -> list[Action]:
+        """A target is there: first placement, or replacement after a loss by replaying what is committed."""
+        if self._over or self._target_open:
+            return []
+        self._target_open = True
+        self._k = self._wanted_k()
+        command = OpenTarget(tuple(self._token_ids), self._sampling, self._max_length, self._stop_token_ids, self._k)
+        return [ToTarget(command), *self._steer_drafter()]
+
+    def on_target_lost(self, now_s: float) -> list[Action]:
+        """Keeps the drafter as it is; what it sends meanwhile has nowhere to go."""
+        if self._over or not self._target_open:
+            return []
+        self._target_open = False
+        self.stats.num_target_losses += 1
+        return []
+
+    def on_target_event(self, event: TargetEvent, load: Load, now_s: float) -> list[Action]:
+        """A verdict or an error from the target that holds the session."""
+        if self._over or not self._target_open:
+            return []
+        if isinstance(event, SessionError):
+            return self._end([Fail(event)], close_target=False)
+        return self._on_verdict(event, load, now_s)
+
+    def _on_verdict(self, verdict: Verdict, load: Load, now_s: float) -> list[Action]:
+        self._token_ids.extend(verdict.token_ids)
+        self.stats.count(verdict, self._k)
+        emit = Emit(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k)
+        if verdict.finish_reason is not None:
+            return self._end([emit, Finish(verdict.finish_reason)], close_target=False)
+        if self._policy is not None and self._drafter is not _Drafter.ABSENT:
+            self._policy.observe(verdict, load, now_s)
+        return [*self._steer_drafter(), emit, *self._steer_target()]
+
+    # -- drafter ------------------------------------------------------------------------------------------------
+
+    def on_draft_up(self, now_s: float) -> list[Action]:
+        """A drafter is there, for the first time or again."""
+        if self._over or self._policy is None or self._drafter is not _Drafter.ABSENT:
+            return []
+        self._drafter = _Drafter.IDLE
+        return self._steer_both()
+
+    def on_draft_lost(self, now_s: float) -> list[Action]:
+        """Plain decoding from the next step."""
+        if self._over or self._drafter is _Drafter.ABSENT:
+            return []
+        self.stats.num_draft_losses += 1
+        self._drafter = _Drafter.ABSENT
+        return self._steer_target()
+
+    def on_draft_event(self, event: DraftEvent, now_s: float) -> list[Action]:
+        """A proposal goes to the target as it is; an error means no more drafts from this drafter."""
+        if self._over or self._drafter not in _OPEN:
+            return []
+        if isinstance(event, SessionError):
+            return self.on_draft_lost(now_s)
+        return self._on_proposal(event)
+
+    def _on_proposal(self, proposal: Proposal) -> list[Action]:
+        self.stats.num_proposed += len(proposal.token_ids)
+        wanted = self._target_open and self._k > 0
+        if not wanted or proposal.prefix_length + len(proposal.token_ids) <= len(self._token_ids):
+            self.stats.num_dropped += len(proposal.token_ids)
+            return []
+        return [ToTarget(proposal)]
+
+    # -- ending -------------------------------------------------------------------------------------------------
+
+    def cancel(self, now_s: float) -> list[Action]:
+        """The client is gone, or time is up: work stops on both workers."""
+        return [] if self._over else self._end([], close_target=self._target_open)
+
+    def _end(self, actions: list[Action], close_target: bool) -> list[Action]:
+        self._over = True
+        if self._drafter in _OPEN:
+            actions.append(ToDraft(CloseSession()))
+        if close_target:
+            actions.append(ToTarget(CloseSession()))
+        return actions
+
+    # -- steering -----------------------------------------------------------------------------------------------
+
+    def _wanted_k(self) -> int:
+        if self._policy is None or self._drafter is _Drafter.ABSENT:
+            return 0
+        if self._draft_max_length <= len(self._token_ids) + 1:  # the drafter's context is full
+            return 0
+        return self._policy.k()
+
+    def _steer_both(self) -> list[Action]:
+        return [*self._steer_drafter(), *self._steer_target()]
+
+    def _steer_target(self) -> list[Action]:
+        k = self._wanted_k()
+        if not self._target_open or k == self._k:
+            return []
+        self._k = k
+        return [ToTarget(SetK(k))]
+
+    def _steer_drafter(self) -> list[Action]:
+        """Brings the drafter to the lookahead that K asks for, with the commits it has missed."""
+        if self._drafter is _Drafter.ABSENT or not self._target_open:
+            return []
+        lookahead = lookahead_for(self._wanted_k(), self._max_lookahead)
+        if lookahead == 0:
+            return self._pause()
+        if self._drafter is _Drafter.IDLE:
+            return self._open_drafter(lookahead)
+        actions: list[Action] = self._catch_up()
+        if lookahead != self._lookahead:
+            actions.append(ToDraft(SetLookahead(lookahead)))
+        self._drafter, self._lookahead = _Drafter.DRAFTING, lookahead
+        return actions
+
+    def _open_drafter(self, lookahead: int) -> list[Action]:
+        self._drafter, self._lookahead = _Drafter.DRAFTING, lookahead
+        self._draft_knows = len(self._token_ids)
+        command = OpenDraft(tuple(self._token_ids), self._sampling, lookahead, self._draft_max_length)
+        return [ToDraft(command)]
+
+    def _catch_up(self) -> list[Action]:
+        start, self._draft_knows = self._draft_knows, len(self._token_ids)
+        missed = tuple(self._token_ids[start:])
+        return [ToDraft(Commit(start, missed))] if missed else []
+
+    def _pause(self) -> list[Action]:
+        if self._drafter is not _Drafter.DRAFTING:
+            return []
+        self._drafter, self._lookahead = _Drafter.PAUSED, 0
+        return [ToDraft(SetLookahead(0))]

@@ -1,0 +1,87 @@
+"""The target's side of one session: what is staged, what to verify next, what a step committed.
+
+The life of a step for one session, with ``n`` committed tokens of which the last has not been through the model yet:
+
+1. ``drafted = session.drafted(k)``: up to ``k`` staged tokens, never past the end of the sequence.
+2. The model runs the last committed token and ``drafted``; the target draws a token for each of the
+   ``len(drafted) + 1`` rows, exactly as it would in plain decoding.
+3. ``session.conclude(drafted, draws)``: a drafted token is accepted while it equals the target's draw; then follows
+   the target's own token. The result does not depend on ``drafted``, only how many tokens one step commits does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from speculation.acceptance import AcceptanceProfile
+from speculation.cost import DraftPace
+from speculation.draft_tree import DraftTree
+from speculation.fingerprint import Fingerprint
+from speculation.messages import FinishReason, OpenTarget, Proposal, TokenId, Verdict
+
+MAX_PROPOSAL_TOKENS = 256
+
+
+class VerifierSession:
+    """Committed and staged tokens of one session at the target."""
+
+    def __init__(self, command: OpenTarget, vocab_size: int, profile: AcceptanceProfile, pace: DraftPace) -> None:
+        self.sampling = command.sampling
+        self.k = command.k
+        self.profile = profile
+        self.pace = pace
+        self._vocab_size = vocab_size
+        self._tree = DraftTree(command.token_ids)
+        self._max_length = command.max_length
+        self._stop_token_ids = frozenset(command.stop_token_ids)
+        self._num_dropped = 0
+
+    @property
+    def token_ids(self) -> Sequence[TokenId]:
+        """Committed tokens, prompt included."""
+        return self._tree.token_ids
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Fingerprint of the committed tokens."""
+        return self._tree.fingerprint
+
+    def stage(self, proposal: Proposal, now_s: float) -> None:
+        """Keeps what is live of a proposal. A malformed one is dropped like a stale one: drafts are hints."""
+        num_new = self._tree.graft(proposal) if self._is_well_formed(proposal) else 0
+        self._num_dropped += len(proposal.token_ids) - num_new
+        if num_new:
+            self.pace.on_proposal(now_s, num_new)
+
+    def _is_well_formed(self, proposal: Proposal) -> bool:
+        return 0 < len(proposal.token_ids) <= MAX_PROPOSAL_TOKENS and max(proposal.token_ids) < self._vocab_size
+
+    def drafted(self, k: int) -> list[TokenId]:
+        """Up to ``k`` staged tokens to verify, leaving room for the target's own token."""
+        return self._tree.main_line(min(k, self._max_length - len(self.token_ids) - 1))
+
+    def conclude(self, drafted: Sequence[TokenId], draws: Sequence[TokenId], now_s: float) -> Verdict:
+        """Commits the outcome of a step.
+
+        ``draws[i]`` is the target's token after the committed tokens and ``drafted[:i]``; one more than ``drafted``.
+        """
+        num_accepted = 0
+        while num_accepted < len(drafted) and drafted[num_accepted] == draws[num_accepted]:
+            num_accepted += 1
+        start = len(self.token_ids)
+        committed, finish_reason = self._cut_at_end(draws[: num_accepted + 1], start)
+        num_accepted = min(num_accepted, len(committed))
+        self.profile.observe(len(drafted), num_accepted)
+        num_dropped = self._num_dropped + self._tree.commit(committed)
+        self._num_dropped = 0
+        num_staged = len(self.drafted(self._max_length))
+        self.pace.on_verdict(now_s, num_staged)
+        return Verdict(start, committed, len(drafted), num_accepted, num_staged, num_dropped, finish_reason)
+
+    def _cut_at_end(self, token_ids: Sequence[TokenId], start: int) -> tuple[tuple[TokenId, ...], FinishReason | None]:
+        """What is left of ``token_ids`` when nothing may follow a stop token or ``max_length``."""
+        for index, token_id in enumerate(token_ids):
+            if token_id in self._stop_token_ids:
+                return tuple(token_ids[: index + 1]), FinishReason.STOP
+        reason = FinishReason.LENGTH if start + len(token_ids) >= self._max_length else None
+        return tuple(token_ids), reason

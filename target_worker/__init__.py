@@ -1,0 +1,1 @@
+"""The target worker: verifies, free-runs, and alone decides what is committed."""

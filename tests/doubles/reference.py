@@ -1,0 +1,74 @@
+"""Decoding as the protocol defines it, written again and slowly: the whole sequence through transformers' own forward
+for every token, no cache, noise and warping in numpy. Shares no code with what it checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+_MASK = 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _mix64(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def gumbel(seed: int, position: int, token_id: int, stream: int = 0) -> float:
+    """docs/protocol.md, "Noise", one number at a time."""
+    value = seed & _MASK
+    for n in (stream, position, token_id):
+        value = _mix64((value + (n + 1) * _GOLDEN) & _MASK)
+    u = min((value >> 11) + 1, 2**53 - 1) / 2**53
+    return -math.log(-math.log(u))
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a request may ask for; the field names are SamplingRow's."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def draw(logits: np.ndarray, parameters: Parameters, position: int) -> int:
+    """The token at ``position``, from one row of logits [V]."""
+    if parameters.temperature == 0:
+        return int(logits.argmax())
+    scores = logits / np.float32(parameters.temperature)
+    order = np.argsort(-scores, kind="stable")
+    if 0 < parameters.top_k < len(order):
+        order = order[: parameters.top_k]
+    if parameters.top_p < 1:
+        probabilities = np.exp(scores[order].astype(np.float64) - scores[order].max())
+        probabilities /= probabilities.sum()
+        order = order[: int((np.cumsum(probabilities) - probabilities < parameters.top_p).sum())]
+    keys = [float(scores[token_id]) + gumbel(parameters.seed, position, int(token_id)) for token_id in order]
+    return int(order[int(np.argmax(keys))])
+
+
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    parameters: Parameters,
+    max_tokens: int,
+    stop_token_ids: Sequence[int] = (),
+) -> list[int]:
+    """Up to ``max_tokens`` tokens after ``prompt``, a stop token included."""
+    token_ids = list(prompt)
+    while len(token_ids) < len(prompt) + max_tokens:
+        logits = model(torch.tensor([token_ids]), use_cache=False).logits[0, -1].float().numpy()
+        token_ids.append(draw(logits, parameters, len(token_ids)))
+        if token_ids[-1] in stop_token_ids:
+            break
+    return token_ids[len(prompt) :]

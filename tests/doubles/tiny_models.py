@@ -1,0 +1,72 @@
+"""Models small enough to check everything against a full forward: random weights, a trained byte-level tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCAB_SIZE = 280
+EOS_TOKEN = "<|endoftext|>"
+
+
+def byte_level_tokenizer() -> Tokenizer:
+    """A byte-level BPE of exactly `VOCAB_SIZE` entries; id 0 is the end of text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[EOS_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = "def fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\n\nfor number in range(10):\n    print(number)\n"
+    tokenizer.train_from_iterator([text * 3], trainer)
+    assert tokenizer.get_vocab_size() == VOCAB_SIZE
+    return tokenizer
+
+
+def tiny_llama(seed: int, num_layers: int = 2, max_context: int = 256, sharpness: float = 6.0) -> LlamaForCausalLM:
+    """Random weights; ``sharpness`` spreads the logits, so that sampling is neither flat nor certain."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=max_context,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(sharpness * 8)
+    return model
+
+
+def perturbed(model: LlamaForCausalLM, amount: float, seed: int = 1) -> LlamaForCausalLM:
+    """A copy whose weights are off by ``amount`` of their own size: a drafter that agrees more or less."""
+    copy = LlamaForCausalLM(model.config).eval()
+    copy.load_state_dict(model.state_dict())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in copy.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * weight.std() * amount)
+    return copy
+
+
+def save(model: LlamaForCausalLM, folder: Path, tokenizer: Tokenizer | None = None) -> Path:
+    """Writes model and tokenizer as ``from_pretrained`` reads them."""
+    model.save_pretrained(folder)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer or byte_level_tokenizer(), eos_token=EOS_TOKEN, clean_up_tokenization_spaces=False
+    )
+    wrapped.save_pretrained(folder)
+    return folder

@@ -1,0 +1,165 @@
+"""The packed forward over the paged cache gives what transformers' own full forward gives, without a cache."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from inference import Chunk, SequenceId, TransformersRuntime, load_model
+
+from .tiny_models import CONFIGS, VOCAB_SIZE, WINDOW, save_tiny_model
+
+TOLERANCE = 2e-5
+"""Absolute, on logits with a standard deviation of about 1 to 3."""
+
+
+class Checker:
+    """Runs sequences on a runtime and checks every logit against a full forward of the same tokens."""
+
+    def __init__(self, reference: PreTrainedModel, runtime: TransformersRuntime) -> None:
+        self.reference = reference
+        self.runtime = runtime
+        self.tokens: dict[SequenceId, list[int]] = {}
+        self._random = random.Random(7)
+
+    def open(self) -> SequenceId:
+        sequence = self.runtime.open()
+        self.tokens[sequence] = []
+        return sequence
+
+    def step(self, *batch: tuple[SequenceId, int, int]) -> None:
+        """One forward of (sequence, number of new tokens, number of logits) each, checked row by row."""
+        chunks = [Chunk(sequence, self._draw(num_tokens), num_logits) for sequence, num_tokens, num_logits in batch]
+        got = self.runtime.forward(chunks)
+        assert got.dtype == torch.float32
+        for chunk in chunks:
+            self.tokens[chunk.sequence] += chunk.token_ids
+        expected = [self._full_forward(chunk.sequence, chunk.num_logits) for chunk in chunks]
+        torch.testing.assert_close(got, torch.cat(expected), atol=TOLERANCE, rtol=1e-5)
+        self.runtime.check_integrity()
+
+    def truncate(self, sequence: SequenceId, length: int) -> None:
+        self.runtime.truncate(sequence, length)
+        del self.tokens[sequence][length:]
+
+    def fork(self, sequence: SequenceId) -> SequenceId:
+        fork = self.runtime.fork(sequence)
+        self.tokens[fork] = list(self.tokens[sequence])
+        return fork
+
+    def _draw(self, num_tokens: int) -> list[int]:
+        return [self._random.randrange(VOCAB_SIZE) for _ in range(num_tokens)]
+
+    def _full_forward(self, sequence: SequenceId, num_logits: int) -> torch.Tensor:
+        with torch.inference_mode():
+            logits = self.reference(torch.tensor([self.tokens[sequence]]), use_cache=False).logits[0]
+        return logits[len(logits) - num_logits :]
+
+
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
+def make_checker(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Checker]]:
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny_model(request.param, folder)
+    reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+    def make(kv_tokens: int = 512, block_size: int = 4) -> Checker:
+        loaded = load_model(folder, device="cpu", kv_tokens=kv_tokens, block_size=block_size)
+        return Checker(reference, loaded.runtime)
+
+    yield make
+
+
+@pytest.fixture
+def checker(make_checker: Callable[..., Checker]) -> Checker:
+    return make_checker()
+
+
+def test_whole_prefill(checker: Checker) -> None:
+    checker.step((checker.open(), 5 * WINDOW, 5 * WINDOW))
+
+
+def test_only_wanted_rows_come_back(checker: Checker) -> None:
+    sequence = checker.open()
+    checker.step((sequence, 9, 0))
+    checker.step((sequence, 9, 1))
+
+
+def test_chunked_prefill(checker: Checker) -> None:
+    sequence = checker.open()
+    for num_tokens in (1, 6, WINDOW, 13, 2):
+        checker.step((sequence, num_tokens, num_tokens))
+
+
+def test_decode_beyond_the_window(checker: Checker) -> None:
+    sequence = checker.open()
+    checker.step((sequence, 3, 1))
+    for _ in range(3 * WINDOW):
+        checker.step((sequence, 1, 1))
+
+
+def test_verify_and_roll_back(checker: Checker) -> None:
+    sequence = checker.open()
+    checker.step((sequence, 10, 1))
+    for num_accepted in (0, 3, 8, 1, 4):
+        checker.step((sequence, 9, 9))
+        checker.truncate(sequence, len(checker.tokens[sequence]) - 8 + num_accepted)
+    checker.step((sequence, 1, 1))
+
+
+def test_fork_goes_its_own_way(checker: Checker) -> None:
+    trunk = checker.open()
+    checker.step((trunk, 14, 1))
+    branch = checker.fork(trunk)
+    checker.step((branch, 5, 5))
+    checker.step((trunk, 5, 5))
+    checker.step((trunk, 1, 1), (branch, 1, 1))
+
+
+def test_fork_cut_back_into_a_shared_block(checker: Checker) -> None:
+    trunk = checker.open()
+    checker.step((trunk, 16, 1))
+    branch = checker.fork(trunk)
+    checker.truncate(branch, 6)
+    checker.step((branch, 3, 3))
+    checker.step((trunk, 2, 2))
+
+
+def test_everything_in_one_batch(checker: Checker) -> None:
+    decoding, verifying, forked_from = checker.open(), checker.open(), checker.open()
+    checker.step((decoding, 11, 1), (verifying, 3 * WINDOW, 0), (forked_from, 6, 2))
+    branch = checker.fork(forked_from)
+    checker.truncate(verifying, 2 * WINDOW)
+    prefilling = checker.open()
+    checker.step((prefilling, 17, 0), (decoding, 1, 1), (verifying, 5, 5), (branch, 2, 2), (forked_from, 1, 1))
+    checker.step((decoding, 1, 1), (prefilling, 4, 1))
+
+
+def test_scattered_blocks(make_checker: Callable[..., Checker]) -> None:
+    checker = make_checker(kv_tokens=128, block_size=2)
+    first, second = checker.open(), checker.open()
+    for _ in range(11):
+        checker.step((first, 5, 1), (second, 3, 3))
+    checker.runtime.free(first)
+    third = checker.open()
+    checker.step((third, 70, 70), (second, 1, 1))
+    blocks = checker.runtime._pool.blocks(third)
+    assert blocks != sorted(blocks) or blocks[-1] - blocks[0] >= len(blocks), "the test must reach a scattered table"
+    checker.step((third, 3, 3))
+    checker.step((third, 1, 1))
+
+
+def test_reference_is_sensitive_to_distant_tokens(make_checker: Callable[..., Checker]) -> None:
+    """Guards the tests above: a reference whose logits hardly depend on the context would accept anything."""
+    reference = make_checker().reference
+    tokens = torch.arange(3, 3 + 2 * WINDOW).unsqueeze(0)
+    changed = tokens.clone()
+    changed[0, -WINDOW] += 1
+    with torch.inference_mode():
+        difference = (reference(tokens).logits[0, -1] - reference(changed).logits[0, -1]).abs().max()
+    assert difference > 100 * TOLERANCE

@@ -1,0 +1,300 @@
+"""The step planner: trimming against brute force, waiting against a small event simulation."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speculation.cost import DraftPace, StepCostModel
+from speculation.messages import SessionId, StepReport
+from speculation.planner import WAIT_CAP_STEPS, Candidate, StepPlan, StepPlanner
+
+
+def costs_of(step_s: Callable[[int], float], num_sessions: int = 1, max_tokens: int = 40) -> StepCostModel:
+    """A cost model that has seen every step size often enough to know it."""
+    costs = StepCostModel()
+    for num_tokens in range(num_sessions, max_tokens + 1):
+        for _ in range(15):
+            costs.observe(StepReport(step_s(num_tokens), num_sessions, num_tokens))
+    return costs
+
+
+def pace_of(redraft_s: float, token_s: float) -> DraftPace:
+    """A pace that has seen five bursts with these times; the last event is at 40 s."""
+    pace = DraftPace()
+    for start_s in (0.0, 10.0, 20.0, 30.0, 40.0):
+        pace.on_verdict(start_s, 0)
+        for index in range(4):
+            pace.on_proposal(start_s + redraft_s + index * token_s, 1)
+    return pace
+
+
+def geometric(rate: float, depth: int = 8) -> tuple[float, ...]:
+    return tuple(rate**d for d in range(1, depth + 1))
+
+
+def candidate(session: int, num_staged: int, k: int = 8, rate: float = 0.75, pace: DraftPace | None = None) -> Candidate:
+    return Candidate(SessionId(session), num_staged, k, geometric(rate), pace)
+
+
+# -- trimming ---------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def candidates(draw: st.DrawFn, max_sessions: int = 3, max_k: int = 3) -> list[Candidate]:
+    found = []
+    for session in range(draw(st.integers(1, max_sessions))):
+        rates = draw(st.lists(st.floats(0.0, 1.0), min_size=max_k, max_size=max_k))
+        survival = tuple(itertools.accumulate(rates, lambda a, b: a * b))
+        k = draw(st.integers(0, max_k))
+        found.append(Candidate(SessionId(session), draw(st.integers(0, max_k + 2)), k, survival, None))
+    return found
+
+
+step_costs = st.tuples(st.floats(0.001, 0.1), st.lists(st.floats(0.0, 0.05), min_size=30, max_size=30))
+
+
+def usable(one: Candidate) -> int:
+    return min(one.num_staged, one.k)
+
+
+@given(candidates(), step_costs, st.integers(1, 14), st.integers(0, 6))
+def test_trimming_equals_brute_force(
+    several: list[Candidate], shape: tuple[float, list[float]], max_step_tokens: int, num_prefill: int
+) -> None:
+    base_s, rises_s = shape
+    curve = [base_s + total for total in itertools.accumulate(rises_s)]
+    costs = costs_of(lambda n: curve[n - 1], len(several), 30)
+    plan = StepPlanner(costs, max_step_tokens).plan(several, 0.0, 0.0, num_prefill)
+
+    def rate(counts: tuple[int, ...]) -> float:
+        num_tokens = len(several) + num_prefill + sum(counts)
+        expected = sum(1.0 + sum(one.survival[:n]) for one, n in zip(several, counts, strict=True))
+        step_s = costs.step_s(num_tokens, len(several))
+        assert step_s is not None
+        return expected / step_s
+
+    room = max(0, max_step_tokens - len(several) - num_prefill)
+    choices = itertools.product(*(range(usable(one) + 1) for one in several))
+    best = max(rate(counts) for counts in choices if sum(counts) <= room)
+    assert rate(tuple(plan.num_drafted[one.session_id] for one in several)) == pytest.approx(best, rel=1e-9)
+
+
+@given(candidates(max_sessions=6, max_k=5), st.integers(1, 20), st.integers(0, 20), st.booleans())
+def test_budgets_hold(several: list[Candidate], max_step_tokens: int, num_prefill: int, known: bool) -> None:
+    costs = costs_of(lambda n: 0.01 + 1e-6 * n, len(several)) if known else StepCostModel()
+    plan = StepPlanner(costs, max_step_tokens).plan(several, 0.0, 0.0, num_prefill)
+    assert set(plan.num_drafted) == {one.session_id for one in several}
+    assert all(0 <= plan.num_drafted[one.session_id] <= usable(one) for one in several)
+    assert sum(plan.num_drafted.values()) <= max(0, max_step_tokens - num_prefill - len(several))
+
+
+def test_takes_all_staged_while_costs_are_unknown() -> None:
+    plan = StepPlanner(StepCostModel(), 100).plan([candidate(1, 6, k=4), candidate(2, 3, rate=0.01)], 0.0, 0.0)
+    assert plan == StepPlan(0.0, {1: 4, 2: 3})
+
+
+def test_free_tokens_are_all_taken_and_dear_ones_none() -> None:
+    flat, steep = costs_of(lambda n: 0.02), costs_of(lambda n: 0.02 * n)
+    assert StepPlanner(flat, 100).plan([candidate(1, 8)], 0.0, 0.0).num_drafted == {1: 8}
+    assert StepPlanner(steep, 100).plan([candidate(1, 8)], 0.0, 0.0).num_drafted == {1: 0}
+
+
+def test_likelier_tokens_go_first_across_sessions() -> None:
+    plan = StepPlanner(costs_of(lambda n: 0.02, 2), 6).plan([candidate(1, 8, rate=0.9), candidate(2, 8, rate=0.5)], 0, 0)
+    assert plan.num_drafted == {1: 4, 2: 0}
+
+
+def test_no_candidates_is_an_empty_plan() -> None:
+    assert StepPlanner(costs_of(lambda n: 0.02), 6).plan([], 0.0, 0.0, 5) == StepPlan(0.0, {})
+
+
+# -- when not to wait -------------------------------------------------------------------------------------------
+
+CHEAP = (0.0005, 0.0002)  # redraft_s, token_s; next to a step of 28 ms
+FLAT_28_MS = costs_of(lambda n: 0.028 + 1e-5 * n)
+
+
+def wait_s(one: Candidate, waited_s: float = 0.0, now_s: float = 100.0, num_prefill: int = 0) -> float:
+    return StepPlanner(FLAT_28_MS, 1000).plan([one], now_s, waited_s, num_prefill).wait_s
+
+
+def missed_at(now_s: float, redraft_s: float = CHEAP[0], token_s: float = CHEAP[1]) -> DraftPace:
+    pace = pace_of(redraft_s, token_s)
+    pace.on_verdict(now_s, 0)
+    return pace
+
+
+def test_waits_for_cheap_drafts_after_a_miss() -> None:
+    assert 0.0 < wait_s(candidate(1, 0, pace=missed_at(100.0))) < 0.005
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        candidate(1, 0, pace=None),
+        candidate(1, 0, pace=DraftPace()),
+        candidate(1, 0, k=0, pace=missed_at(100.0)),
+        candidate(1, 0, rate=0.0, pace=missed_at(100.0)),
+        candidate(1, 0, rate=0.01, pace=missed_at(100.0)),
+        candidate(1, 8, pace=missed_at(100.0)),
+        candidate(1, 0, pace=missed_at(90.0)),
+        candidate(1, 0, pace=missed_at(100.0, redraft_s=0.025, token_s=0.003)),
+        Candidate(SessionId(1), 0, 4, (), missed_at(100.0)),
+    ],
+    ids=["no drafter", "pace unknown", "k 0", "always wrong", "nearly so", "all staged", "overdue", "far", "no survival"],
+)
+def test_does_not_wait(reason: Candidate) -> None:
+    assert wait_s(reason) == 0.0
+
+
+def test_waiting_is_bounded_and_never_holds_up_prefill() -> None:
+    one = candidate(1, 0, pace=missed_at(100.0))
+    assert wait_s(one, waited_s=WAIT_CAP_STEPS * 0.029) == 0.0
+    assert wait_s(one, num_prefill=5) == 0.0
+
+
+def test_many_busy_sessions_just_run() -> None:
+    several = [candidate(session, 0, pace=missed_at(100.0)) for session in range(8)]
+    costs = costs_of(lambda n: 0.028, len(several), 80)
+    assert StepPlanner(costs, 1000).plan(several, 100.0, 0.0).wait_s == 0.0
+
+
+def test_a_silent_drafter_is_waited_for_once() -> None:
+    planner, now_s, waited_s, one = StepPlanner(FLAT_28_MS, 1000), 100.0, 0.0, candidate(1, 0, pace=missed_at(100.0))
+    while (plan := planner.plan([one], now_s, waited_s)).wait_s:
+        now_s, waited_s = now_s + plan.wait_s, waited_s + plan.wait_s
+    assert waited_s < 0.0015
+    for _ in range(20):  # free-runs
+        now_s += 0.028
+        assert one.pace is not None
+        one.pace.on_verdict(now_s, 0)
+        assert planner.plan([one], now_s, 0.0).wait_s == 0.0
+
+
+# -- when to wait: an event simulation --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A drafted token: right up to (not including) position ``wrong_at`` of its chain."""
+
+    position: int
+    wrong_at: float
+
+    def is_live(self, num_committed: int) -> bool:
+        return self.position >= num_committed and self.wrong_at >= num_committed
+
+
+@dataclass(slots=True)
+class World:
+    """One session, one drafter, one target, a link each way; runs until ``num_tokens`` are committed."""
+
+    draft_s: float
+    latency_s: float
+    rate: float
+    step_s: Callable[[int], float]
+    num_tokens: int = 3000
+    k: int = 8
+    now_s: float = 0.0
+    num_committed: int = 0
+    num_waits: int = 0
+    staged: list[Draft] = field(default_factory=list)
+    events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    ids: itertools.count[int] = field(default_factory=itertools.count)
+    pace: DraftPace = field(default_factory=DraftPace)
+    chain: int = 0  # restarts of the drafter; tells a draft in the making that it is stale
+    known: int = 0  # committed tokens the drafter knows of
+    length: int = 0  # its own sequence
+    wrong_at: float = float("inf")
+    is_drafting: bool = False
+
+    def at(self, time_s: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self.events, (time_s, next(self.ids), what))
+
+    def run_until(self, time_s: float) -> None:
+        while self.events and self.events[0][0] <= time_s:
+            self.now_s, _, what = heapq.heappop(self.events)
+            what()
+        self.now_s = time_s
+
+    def start_draft(self) -> None:
+        if not self.is_drafting and self.length < self.known + 2 * self.k + 2:
+            self.is_drafting, chain = True, self.chain
+            self.at(self.now_s + self.draft_s, lambda: self.end_draft(chain))
+
+    def end_draft(self, chain: int) -> None:
+        self.is_drafting = False
+        if chain == self.chain:
+            if self.wrong_at > self.length and random.Random(f"{self.length}").random() >= self.rate:
+                self.wrong_at = self.length
+            draft = Draft(self.length, self.wrong_at)
+            self.length += 1
+            self.at(self.now_s + self.latency_s, lambda: self.arrive(draft))
+        self.start_draft()
+
+    def arrive(self, draft: Draft) -> None:
+        if draft.is_live(self.num_committed):
+            self.staged.append(draft)
+            self.pace.on_proposal(self.now_s, 1)
+
+    def learn(self, num_committed: int) -> None:
+        self.known = num_committed
+        if self.wrong_at < num_committed or self.length < num_committed:
+            self.chain, self.length, self.wrong_at = self.chain + 1, num_committed, float("inf")
+        self.start_draft()
+
+    def verify(self, num_drafted: int) -> None:
+        drafted = self.staged[:num_drafted]
+        self.run_until(self.now_s + self.step_s(1 + num_drafted))
+        num_accepted = sum(draft.position < draft.wrong_at for draft in drafted)
+        self.num_committed += num_accepted + 1
+        num_committed = self.num_committed
+        self.staged = [draft for draft in self.staged if draft.is_live(num_committed)]
+        self.pace.on_verdict(self.now_s, len(self.staged), missed=num_accepted < num_drafted)
+        self.at(self.now_s + self.latency_s, lambda: self.learn(num_committed))
+
+    def simulate(self, decide: Callable[[World, float], StepPlan]) -> float:
+        """Committed tokens per second under ``decide(world, waited_s)``."""
+        self.at(0.0, self.start_draft)
+        waited_s = 0.0
+        while self.num_committed < self.num_tokens:
+            plan = decide(self, waited_s)
+            if plan.wait_s > 0:
+                self.num_waits += waited_s == 0.0
+                start_s = self.now_s
+                next_s = self.events[0][0] if self.events else start_s + plan.wait_s
+                self.run_until(min(next_s, start_s + plan.wait_s))
+                waited_s += self.now_s - start_s
+            else:
+                self.verify(plan.num_drafted[SessionId(1)])
+                waited_s = 0.0
+        return self.num_committed / self.now_s
+
+
+def planned(world: World, wait_cap_steps: float = WAIT_CAP_STEPS) -> Callable[[World, float], StepPlan]:
+    planner = StepPlanner(costs_of(world.step_s, max_tokens=9), 1000, wait_cap_steps=wait_cap_steps)
+    survival = geometric(world.rate)
+
+    def decide(world: World, waited_s: float) -> StepPlan:
+        one = Candidate(SessionId(1), len(world.staged), world.k, survival, world.pace)
+        return planner.plan([one], world.now_s, waited_s)
+
+    return decide
+
+
+def stubborn(num_wanted: int) -> Callable[[World, float], StepPlan]:
+    """Waits for so many drafts before every step, however long it takes."""
+
+    def decide(world: World, waited_s: float) -> StepPlan:
+        num_staged = min(len(world.staged), world.k)
+        return StepPlan(0.0 if num_staged >= num_wanted else 1.0, {SessionId(1): num_staged})
+
+    return decide

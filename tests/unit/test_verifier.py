@@ -1,0 +1,84 @@
+"""One step of one session at the target: what is committed, counted and kept."""
+
+import pytest
+
+from speculation.acceptance import AcceptanceProfile
+from speculation.cost import DraftPace
+from speculation.fingerprint import fingerprint
+from speculation.messages import FinishReason, OpenTarget, Proposal, Sampling
+from speculation.verifier import VerifierSession
+
+STOP = 9
+
+
+def session(prompt: list[int], max_length: int = 100, k: int = 8) -> VerifierSession:
+    command = OpenTarget(tuple(prompt), Sampling(), max_length, (STOP,), k)
+    return VerifierSession(command, 50, AcceptanceProfile(), DraftPace())
+
+
+def stage(session: VerifierSession, chain: list[int]) -> None:
+    prefix = list(session.token_ids)
+    session.stage(Proposal(len(prefix), fingerprint(prefix), tuple(chain), (1.0,) * len(chain)), 0.0)
+
+
+def test_all_accepted_adds_the_bonus_token() -> None:
+    target = session([1])
+    stage(target, [2, 3])
+    verdict = target.conclude([2, 3], [2, 3, 4], 0.0)
+    assert (verdict.start, verdict.token_ids, verdict.num_drafted, verdict.num_accepted) == (1, (2, 3, 4), 2, 2)
+    assert list(target.token_ids) == [1, 2, 3, 4]
+
+
+def test_a_miss_commits_the_targets_own_token_and_counts_it_as_no_acceptance() -> None:
+    target = session([1])
+    stage(target, [2, 7, 8])
+    verdict = target.conclude([2, 7, 8], [2, 3, 5, 6], 0.0)
+    assert (verdict.token_ids, verdict.num_accepted, verdict.num_staged) == ((2, 3), 1, 0)
+
+
+def test_the_draws_behind_a_miss_are_never_looked_at() -> None:
+    target = session([1])
+    verdict = target.conclude([5, 6], [4, 6, STOP], 0.0)
+    assert (verdict.token_ids, verdict.finish_reason) == ((4,), None)
+
+
+def test_nothing_follows_an_accepted_stop_token() -> None:
+    target = session([1])
+    verdict = target.conclude([2, STOP, 3], [2, STOP, 3, 4], 0.0)
+    assert (verdict.token_ids, verdict.num_accepted, verdict.finish_reason) == ((2, STOP), 2, FinishReason.STOP)
+
+
+def test_a_stop_token_of_the_targets_own() -> None:
+    verdict = session([1]).conclude([2], [STOP, 3], 0.0)
+    assert (verdict.token_ids, verdict.num_accepted, verdict.finish_reason) == ((STOP,), 0, FinishReason.STOP)
+
+
+def test_a_stop_token_in_the_prompt_does_not_stop() -> None:
+    assert session([1, STOP]).conclude([], [3], 0.0).finish_reason is None
+
+
+@pytest.mark.parametrize("num_staged", [0, 1, 2, 5])
+def test_the_length_limit_leaves_room_for_the_targets_own_token(num_staged: int) -> None:
+    target = session([1], max_length=4)
+    stage(target, [2, 3, 4, 5, 6][:num_staged] or [7])
+    drafted = target.drafted(num_staged)
+    assert len(drafted) == min(num_staged, 2)
+    verdict = target.conclude(drafted, [2, 3, 4][: len(drafted) + 1], 0.0)
+    assert len(target.token_ids) <= 4
+    assert (verdict.finish_reason is FinishReason.LENGTH) == (len(target.token_ids) == 4)
+
+
+def test_a_stop_token_at_the_limit_is_a_stop() -> None:
+    assert session([1], max_length=2).conclude([], [STOP], 0.0).finish_reason is FinishReason.STOP
+
+
+def test_malformed_proposals_are_dropped_and_counted() -> None:
+    target = session([1])
+    prefix = fingerprint([1])
+    target.stage(Proposal(1, prefix, (50,), (1.0,)), 0.0)  # outside the vocabulary
+    target.stage(Proposal(1, prefix, (), ()), 0.0)
+    target.stage(Proposal(1, prefix, (2,) * 300, (1.0,) * 300), 0.0)
+    target.stage(Proposal(7, prefix, (2,), (1.0,)), 0.0)
+    assert target.drafted(9) == []
+    assert target.conclude([], [2], 0.0).num_dropped == 302
+    assert target.conclude([], [2], 0.0).num_dropped == 0

@@ -1,0 +1,175 @@
+"""The drafter over a real model: what it proposes, when it sends it, and that it never drafts what is stale."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from draft_worker.engine import DraftEngine
+from inference import TransformersRuntime
+from rpc.engine_host import ConnectionId, Hangup, Submitted
+from speculation.fingerprint import fingerprint
+from speculation.messages import (
+    CloseSession,
+    Commit,
+    DraftCommand,
+    OpenDraft,
+    Proposal,
+    Sampling,
+    SessionError,
+    SessionErrorCode,
+    SessionId,
+    SetLookahead,
+)
+from tests.doubles import reference
+from tests.doubles.tiny_models import VOCAB_SIZE
+
+MakeRuntime = Callable[..., TransformersRuntime]
+CONNECTION = ConnectionId(1)
+SAMPLING = Sampling(1.0, 0, 0.95, 3)
+PARAMETERS = reference.Parameters(1.0, 0, 0.95, 3)
+
+
+class Harness:
+    """Feeds an engine and keeps what it sends."""
+
+    def __init__(self, runtime: TransformersRuntime, flush_tokens: int = 1, max_step_tokens: int = 64) -> None:
+        self.runtime = runtime
+        self.engine = DraftEngine(runtime, VOCAB_SIZE, max_step_tokens, flush_tokens)
+        self.proposals: dict[int, list[Proposal]] = {}
+        self.errors: dict[int, SessionError] = {}
+
+    def send(self, session: int, *commands: DraftCommand) -> None:
+        self.proposals.setdefault(session, [])
+        self.engine.apply([Submitted(CONNECTION, [(SessionId(session), command) for command in commands])])
+
+    def step(self) -> float | None:
+        result = self.engine.step()
+        assert len(result.outputs) <= 1, "at most one frame per step for one connection"
+        for _, frame in result.outputs:
+            for session, event in frame:
+                if isinstance(event, SessionError):
+                    self.errors[session] = event
+                else:
+                    self.proposals[session].append(event)
+        self.runtime.check_integrity()
+        return result.wait_s
+
+    def run(self) -> None:
+        for _ in range(300):
+            if self.step() is None:
+                return
+        raise AssertionError("the engine does not come to rest")
+
+    def drafted(self, session: int) -> list[int]:
+        return [token for proposal in self.proposals[session] for token in proposal.token_ids]
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    return random.Random(seed).choices(range(1, VOCAB_SIZE), k=length)
+
+
+def open_draft(prompt: Sequence[int], lookahead: int) -> OpenDraft:
+    return OpenDraft(tuple(prompt), SAMPLING, lookahead)
+
+
+@pytest.mark.parametrize("flush_tokens", [1, 3])
+def test_proposes_what_its_model_would_say_with_the_requests_noise(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM, flush_tokens: int
+) -> None:
+    harness = Harness(make_runtime(), flush_tokens)
+    prompts = [prompt_of(length, length) for length in (1, 6, 100)]
+    for session, prompt in enumerate(prompts):
+        harness.send(session, open_draft(prompt, 7))
+    harness.run()
+    for session, prompt in enumerate(prompts):
+        assert harness.drafted(session) == reference.decode(target_model, prompt, PARAMETERS, 7)
+        said = list(prompt)
+        for proposal in harness.proposals[session]:
+            assert (proposal.prefix_length, proposal.prefix_fingerprint) == (len(said), fingerprint(said))
+            assert all(0 < confidence <= 1 for confidence in proposal.confidences)
+            said += proposal.token_ids
+        assert len(harness.proposals[session]) == -(-7 // flush_tokens)
+
+
+def test_a_commit_that_agrees_lets_it_go_on_and_one_that_does_not_starts_anew(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM
+) -> None:
+    prompt = prompt_of(5)
+    expected = reference.decode(target_model, prompt, PARAMETERS, 12)
+    harness = Harness(make_runtime())
+    harness.send(0, open_draft(prompt, 4))
+    harness.run()
+    harness.send(0, Commit(5, tuple(expected[:3])))
+    harness.run()
+    assert harness.drafted(0) == expected[:7]
+    other = (expected[3] + 1) % VOCAB_SIZE
+    harness.send(0, Commit(8, (other,)))
+    harness.proposals[0].clear()
+    harness.run()
+    committed = [*prompt, *expected[:3], other]
+    assert harness.drafted(0) == reference.decode(target_model, committed, PARAMETERS, 4)
+    assert harness.proposals[0][0].prefix_fingerprint == fingerprint(committed)
+
+
+def test_lookahead_zero_pauses_and_a_later_one_resumes(make_runtime: MakeRuntime) -> None:
+    harness = Harness(make_runtime())
+    harness.send(0, open_draft(prompt_of(5), 0))
+    assert harness.step() is None
+    assert harness.drafted(0) == []
+    harness.send(0, SetLookahead(2))
+    harness.run()
+    assert len(harness.drafted(0)) == 2
+
+
+def test_stops_where_its_context_ends(make_runtime: MakeRuntime) -> None:
+    harness = Harness(make_runtime())
+    harness.send(0, open_draft(prompt_of(250), 20))
+    harness.run()
+    assert len(harness.drafted(0)) == harness.runtime.max_context - 250
+
+
+def test_short_memory_costs_one_session_its_drafts(make_runtime: MakeRuntime) -> None:
+    harness = Harness(make_runtime(kv_tokens=96))
+    harness.send(0, open_draft(prompt_of(30), 4))
+    harness.send(1, open_draft(prompt_of(30), 4))
+    harness.send(2, open_draft(prompt_of(30), 4))
+    harness.run()
+    assert [error.code for error in harness.errors.values()] == [SessionErrorCode.OUT_OF_MEMORY]
+    assert sorted(len(harness.drafted(session)) for session in range(3))[1:] == [4, 4]
+
+
+def test_bad_items_are_answered_and_disturb_nobody(make_runtime: MakeRuntime) -> None:
+    harness = Harness(make_runtime())
+    harness.send(0, open_draft([3], 3), open_draft([4], 3))
+    harness.send(1, OpenDraft((), SAMPLING, 3))
+    harness.send(2, OpenDraft((VOCAB_SIZE,), SAMPLING, 3))
+    harness.send(3, Commit(0, (1,)))
+    harness.send(4, open_draft([3], 3), Commit(2, (5,)))
+    harness.send(5, open_draft([3], 3))
+    harness.send(6, CloseSession())
+    harness.run()
+    assert {session: error.code for session, error in harness.errors.items()} == {
+        0: SessionErrorCode.DUPLICATE_SESSION,
+        1: SessionErrorCode.INVALID,
+        2: SessionErrorCode.INVALID,
+        3: SessionErrorCode.UNKNOWN_SESSION,
+        4: SessionErrorCode.INVALID,
+    }
+    assert len(harness.drafted(5)) == 3
+
+
+def test_close_and_hangup_free_everything(make_runtime: MakeRuntime) -> None:
+    harness = Harness(make_runtime())
+    free = harness.runtime.num_free_tokens
+    for session in range(3):
+        harness.send(session, open_draft(prompt_of(30), 9))
+    harness.step()
+    assert harness.runtime.num_free_tokens < free
+    harness.send(0, CloseSession())
+    harness.engine.apply([Hangup(CONNECTION)])
+    assert harness.step() is None
+    assert harness.runtime.num_free_tokens == free

@@ -1,0 +1,222 @@
+"""The verifier over a real model, step by step and without threads: what it says must be what the model says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from inference import TransformersRuntime
+from rpc.engine_host import ConnectionId, Hangup, Submitted
+from speculation.fingerprint import fingerprint
+from speculation.messages import (
+    CloseSession,
+    FinishReason,
+    OpenTarget,
+    Proposal,
+    Sampling,
+    SessionError,
+    SessionErrorCode,
+    SessionId,
+    SetK,
+    TargetCommand,
+    Verdict,
+)
+from target_worker.engine import VerifyEngine
+from tests.doubles import reference
+from tests.doubles.tiny_models import VOCAB_SIZE
+
+MakeRuntime = Callable[..., TransformersRuntime]
+CONNECTION = ConnectionId(1)
+PARAMETERS = [
+    reference.Parameters(),
+    reference.Parameters(1.0, seed=5),
+    reference.Parameters(0.7, top_k=20, top_p=0.9, seed=2**64 - 1),
+]
+
+
+class Harness:
+    """Feeds an engine and keeps what each session got."""
+
+    def __init__(self, runtime: TransformersRuntime, max_step_tokens: int = 64) -> None:
+        self.runtime = runtime
+        self.engine = VerifyEngine(runtime, VOCAB_SIZE, max_step_tokens)
+        self.tokens: dict[int, list[int]] = {}
+        self.verdicts: dict[int, list[Verdict]] = {}
+        self.errors: dict[int, SessionError] = {}
+        self.num_frames = 0
+
+    def send(self, session: int, *commands: TargetCommand) -> None:
+        self.engine.apply([Submitted(CONNECTION, [(SessionId(session), command) for command in commands])])
+
+    def open(self, session: int, prompt: Sequence[int], parameters: reference.Parameters, max_tokens: int, k: int = 0,
+             stop: tuple[int, ...] = ()) -> None:
+        sampling = Sampling(parameters.temperature, parameters.top_k, parameters.top_p, parameters.seed)
+        self.tokens[session], self.verdicts[session] = [], []
+        self.send(session, OpenTarget(tuple(prompt), sampling, len(prompt) + max_tokens, stop, k))
+
+    def step(self) -> float | None:
+        result = self.engine.step()
+        assert len(result.outputs) <= 1, "at most one frame per step for one connection"
+        for _, frame in result.outputs:
+            self.num_frames += 1
+            for session, event in frame.items:
+                if isinstance(event, Verdict):
+                    self.tokens[session].extend(event.token_ids)
+                    self.verdicts[session].append(event)
+                else:
+                    self.errors[session] = event
+        self.runtime.check_integrity()
+        return result.wait_s
+
+    def run(self, max_steps: int = 500) -> None:
+        for _ in range(max_steps):
+            if self.step() is None:
+                return
+        raise AssertionError("the engine does not come to an end")
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    return random.Random(seed).choices(range(1, VOCAB_SIZE), k=length)
+
+
+def stage(harness: Harness, session: int, prefix: list[int], chain: list[int]) -> None:
+    harness.send(session, Proposal(len(prefix), fingerprint(prefix), tuple(chain), (1.0,) * len(chain)))
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+def test_plain_decoding_equals_the_reference(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM, parameters: reference.Parameters
+) -> None:
+    harness = Harness(make_runtime())
+    prompts = [prompt_of(length, length) for length in (1, 5, 130)]  # the last one is prefilled in chunks
+    for session, prompt in enumerate(prompts):
+        harness.open(session, prompt, parameters, 12)
+    harness.run()
+    for session, prompt in enumerate(prompts):
+        assert harness.tokens[session] == reference.decode(target_model, prompt, parameters, 12)
+        assert harness.verdicts[session][-1].finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_drafts_right_and_wrong_change_the_steps_and_not_the_tokens(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM, parameters: reference.Parameters, k: int
+) -> None:
+    prompt = prompt_of(7)
+    expected = reference.decode(target_model, prompt, parameters, 30)
+    harness = Harness(make_runtime())
+    harness.open(0, prompt, parameters, 30, k=k)
+    harness.open(1, prompt_of(20), parameters, 30)  # somebody else in the batch
+    while len(harness.tokens[0]) < 30:
+        said = harness.tokens[0]
+        rest = expected[len(said) : len(said) + 10]
+        if rest and len(said) % 3 == 0:
+            rest[-1] = (rest[-1] + 1) % VOCAB_SIZE
+        if rest:
+            stage(harness, 0, prompt + said, rest)
+        harness.step()
+    assert harness.tokens[0] == expected
+    verdicts = harness.verdicts[0]
+    assert max(verdict.num_accepted for verdict in verdicts) == k
+    assert all(verdict.num_drafted <= k for verdict in verdicts)
+    assert len(verdicts) < 30
+
+
+def test_a_right_chain_is_followed_without_further_messages(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM
+) -> None:
+    prompt, parameters = prompt_of(4), PARAMETERS[1]
+    expected = reference.decode(target_model, prompt, parameters, 20)
+    harness = Harness(make_runtime())
+    harness.open(0, prompt, parameters, 20, k=4)
+    stage(harness, 0, prompt, expected[:19])
+    harness.run()
+    assert harness.tokens[0] == expected
+    # the prefill draws one token; then 4 drafted and the target's own in each step
+    assert [len(verdict.token_ids) for verdict in harness.verdicts[0]] == [1, 5, 5, 5, 4]
+
+
+def test_a_stop_token_among_accepted_drafts_ends_the_session(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM
+) -> None:
+    prompt, parameters = prompt_of(4), PARAMETERS[1]
+    expected = reference.decode(target_model, prompt, parameters, 20)
+    stop = next(token for index, token in enumerate(expected) if index > 2 and token not in expected[:index])
+    harness = Harness(make_runtime())
+    harness.open(0, prompt, parameters, 20, k=8, stop=(stop,))
+    stage(harness, 0, prompt, expected)
+    harness.run()
+    assert harness.tokens[0] == expected[: expected.index(stop) + 1]
+    assert harness.verdicts[0][-1].finish_reason is FinishReason.STOP
+
+
+def test_short_memory_shrinks_the_batch_and_not_the_answers(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM
+) -> None:
+    parameters = PARAMETERS[2]
+    harness = Harness(make_runtime(kv_tokens=160))
+    prompts = [prompt_of(40, seed) for seed in range(4)]  # 4 sessions of 70 tokens do not fit into 160 positions
+    for session, prompt in enumerate(prompts):
+        harness.open(session, prompt, parameters, 30, k=4)
+        stage(harness, session, prompt, prompt_of(20, 99))
+    harness.run(2000)
+    for session, prompt in enumerate(prompts):
+        assert harness.tokens[session] == reference.decode(target_model, prompt, parameters, 30)
+    assert harness.runtime.num_free_tokens == 160
+
+
+def test_what_never_fits_fails_alone(make_runtime: MakeRuntime, target_model: LlamaForCausalLM) -> None:
+    harness = Harness(make_runtime(kv_tokens=64))
+    harness.open(0, prompt_of(100), PARAMETERS[0], 5)
+    harness.open(1, prompt_of(10), PARAMETERS[0], 5)
+    harness.run()
+    assert harness.errors[0].code is SessionErrorCode.CONTEXT_OVERFLOW
+    assert harness.tokens[1] == reference.decode(target_model, prompt_of(10), PARAMETERS[0], 5)
+
+
+def test_bad_opens_are_answered_and_disturb_nobody(make_runtime: MakeRuntime) -> None:
+    harness = Harness(make_runtime())
+    harness.open(1, [3], PARAMETERS[0], 10)
+    harness.open(2, [], PARAMETERS[0], 10)
+    harness.open(3, [VOCAB_SIZE], PARAMETERS[0], 10)
+    harness.open(4, [3], PARAMETERS[0], 10_000)
+    harness.send(5, OpenTarget((3,), Sampling(float("nan")), 9, (), 0))
+    harness.send(6, OpenTarget((3,), Sampling(top_p=0.0), 9, (), 0))
+    harness.send(7, SetK(3), CloseSession(), Proposal(1, 1, (1,), (1.0,)))  # unknown: an ordinary race
+    harness.run()
+    codes = {session: error.code for session, error in harness.errors.items()}
+    assert codes == {
+        2: SessionErrorCode.INVALID,
+        3: SessionErrorCode.INVALID,
+        4: SessionErrorCode.CONTEXT_OVERFLOW,
+        5: SessionErrorCode.INVALID,
+        6: SessionErrorCode.INVALID,
+    }
+    assert len(harness.tokens[1]) == 10
+
+
+def test_close_and_hangup_free_everything(make_runtime: MakeRuntime) -> None:
+    harness = Harness(make_runtime())
+    free = harness.runtime.num_free_tokens
+    for session in range(3):
+        harness.open(session, prompt_of(30), PARAMETERS[0], 50)
+    harness.step()
+    assert harness.runtime.num_free_tokens < free
+    harness.send(0, CloseSession())
+    harness.engine.apply([Hangup(CONNECTION)])
+    assert harness.step() is None
+    assert harness.runtime.num_free_tokens == free
+
+
+def test_a_resumed_session_says_what_the_first_would_have_said(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM
+) -> None:
+    prompt, parameters = prompt_of(9), PARAMETERS[1]
+    expected = reference.decode(target_model, prompt, parameters, 20)
+    harness = Harness(make_runtime())
+    harness.open(0, prompt + expected[:8], parameters, 12)
+    harness.run()
+    assert harness.tokens[0] == expected[8:]
