@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coordinator.clients import DraftClient, TargetClient
@@ -82,27 +82,31 @@ class Coordinator:
     # -- life -------------------------------------------------------------------------------------------------------
 
     async def start(self, on_progress: OnProgress = lambda detail: None) -> None:
-        """Connects; returns when one target is up and every drafter has been tried once.
+        """Connects; returns when one target is up and every other worker has been tried once.
 
-        A drafter that cannot be reached yet does not matter. Raises `ModelMismatch` if a worker that can be reached
+        A worker that cannot be reached yet does not matter. Raises `ModelMismatch` if a worker that can be reached
         does not fit. May be cancelled; `close` is needed in any case.
         """
-        links = (*self._targets, *self._drafts)
-        self._tasks = [asyncio.create_task(link.run(), name=f"link {link.name}") for link in links]
+        self._tasks = [asyncio.create_task(link.run(), name=f"link {link.name}") for link in self._links]
+        told = ""
         while not self._has_started():
-            on_progress(self._waiting_for())
+            if (waiting_for := self._waiting_for()) != told:
+                on_progress(told := waiting_for)
             self._links_changed.clear()
             await self._links_changed.wait()
 
+    @property
+    def _links(self) -> list[TargetLink | DraftLink]:
+        return [*self._targets, *self._drafts]
+
     def _has_started(self) -> bool:
-        for link in (*self._targets, *self._drafts):
+        for link in self._links:
             if isinstance(link.problem, ModelMismatch):
                 raise link.problem
-        return any(link.is_up for link in self._targets) and all(link.was_tried for link in self._drafts)
+        return any(link.is_up for link in self._targets) and all(link.was_tried for link in self._links)
 
     def _waiting_for(self) -> str:
-        links = (*self._targets, *self._drafts)
-        missing = [f"{link.name} ({link.problem or 'connecting'})" for link in links if not link.is_up]
+        missing = [f"{link.name} ({link.problem or 'connecting'})" for link in self._links if not link.is_up]
         return "waiting for " + "; ".join(missing)
 
     async def close(self) -> None:
@@ -113,7 +117,7 @@ class Coordinator:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for link in (*self._targets, *self._drafts):
+        for link in self._links:
             await link.close()
 
     def deployment(self) -> Deployment:
@@ -127,6 +131,15 @@ class Coordinator:
             policy=self._settings.policy,
             max_k=self._settings.max_k,
         )
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a place at a target."""
+        return self._placement.num_waiting
+
+    def problems(self) -> Mapping[str, str]:
+        """Why a worker is not in use, by its address; workers that are, or were never tried, are not in it."""
+        return {link.name: link.problem.message for link in self._links if link.problem is not None}
 
     def _served(self) -> ServedModel:
         if self._model is None:
@@ -211,8 +224,8 @@ class Coordinator:
             self._model_known.set()
         elif model.info.name != self._model.info.name or model.info.max_context < self._model.info.max_context:
             raise ModelMismatch(
-                f"{link.name} serves {model.info.name!r} with a context of {model.info.max_context}, but this coordinator "
-                f"serves {self._model.info.name!r} with {self._model.info.max_context}; restart one of them"
+                f"{link.name} serves {model.info.name!r} with a context of {model.info.max_context}, this coordinator "
+                f"{self._model.info.name!r} with {self._model.info.max_context}; restart one of them"
             )
         else:
             await asyncio.to_thread(check_same_vocabulary, self._model, model)

@@ -8,8 +8,9 @@ larger, not more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Callable, Coroutine, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias
 
@@ -136,7 +137,7 @@ class GrpcConnection(Generic[CommandT, FrameT]):
         self._pending: list[tuple[SessionId, CommandT]] = []
         self._wake = asyncio.Event()
         self._closed = False
-        self._tasks = [asyncio.create_task(self._run(self._read())), asyncio.create_task(self._run(self._write()))]
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
 
     def send(self, session_id: SessionId, command: CommandT) -> None:
         if self._closed:
@@ -146,25 +147,22 @@ class GrpcConnection(Generic[CommandT, FrameT]):
         if len(self._pending) > MAX_PENDING_ITEMS:
             self._lose(Overloaded(f"the worker leaves {MAX_PENDING_ITEMS} commands unread"))
 
-    async def _run(self, loop: Coroutine[None, None, None]) -> None:
+    async def _read(self) -> None:
         try:
-            await loop
+            async for frame in self._call:
+                self._on_frame(frame)
             self._lose(None)
         except grpc.aio.AioRpcError as error:
             self._lose(from_rpc_error(error))
-        except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:  # writing to a call that has just ended
-            self._lose(error)
-
-    async def _read(self) -> None:
-        async for frame in self._call:
-            self._on_frame(frame)
 
     async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            items, self._pending = self._pending, []
-            await self._call.write(items)
+        # A call that has just ended refuses writes in several ways; `_read` knows and tells why it ended.
+        with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                items, self._pending = self._pending, []
+                await self._call.write(items)
 
     def _lose(self, error: Exception | None) -> None:
         if not self._closed:

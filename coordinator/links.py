@@ -43,9 +43,7 @@ class LinkEvents(Generic[CommandT, FrameT, SessionT]):
 class WorkerLink(Generic[CommandT, FrameT, SessionT]):
     """A worker, its connection while there is one, and its sessions."""
 
-    def __init__(
-        self, client: WorkerClient[CommandT, FrameT], events: LinkEvents[CommandT, FrameT, SessionT]
-    ) -> None:
+    def __init__(self, client: WorkerClient[CommandT, FrameT], events: LinkEvents[CommandT, FrameT, SessionT]) -> None:
         self.name = client.name
         self.sessions: dict[SessionId, SessionT] = {}
         self.model: ServedModel | None = None
@@ -129,4 +127,3 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
             _log.warning("cannot use %s: %s", self.name, problem)
         self.problem, self.was_tried = problem, True
         self._events.on_problem()
-

@@ -7,7 +7,8 @@ notice nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing
 
 from coordinator.coordinator import Coordinator
@@ -16,6 +17,8 @@ from protos import generation_pb2
 from rpc.errors import Cancelled, FieldViolation, InvalidRequest, OutriderError, Overloaded
 
 MAX_UNSENT_EVENTS = 64
+
+_log = logging.getLogger(__name__)
 
 
 class ManyRequests:
@@ -30,26 +33,30 @@ class ManyRequests:
 
     async def run(
         self, messages: AsyncIterable[generation_pb2.GenerateManyRequest]
-    ) -> AsyncIterator[generation_pb2.GenerateManyEvent]:
+    ) -> AsyncGenerator[generation_pb2.GenerateManyEvent, None]:
         """Events of all requests, until the client has half-closed and the last one is answered.
 
         Closing or cancelling it cancels all requests.
         """
         runner = asyncio.create_task(self._run_all(messages))
+        runner.add_done_callback(self._wake)
         try:
-            while (event := await self._unsent.get()) is not None:
-                yield event
+            while not (runner.done() and self._unsent.empty()):
+                event = await self._unsent.get()
+                if event is not None:
+                    yield event
             await runner
         finally:
             runner.cancel()
 
     async def _run_all(self, messages: AsyncIterable[generation_pb2.GenerateManyRequest]) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                async for message in messages:
-                    await self._take(message, group)
-        finally:
-            await self._unsent.put(None)
+        async with asyncio.TaskGroup() as group:
+            async for message in messages:
+                await self._take(message, group)
+
+    def _wake(self, runner: asyncio.Task[None]) -> None:
+        if not self._unsent.full():  # otherwise `run` is not waiting
+            self._unsent.put_nowait(None)
 
     async def _take(self, message: generation_pb2.GenerateManyRequest, group: asyncio.TaskGroup) -> None:
         tag = message.tag
@@ -83,6 +90,9 @@ class ManyRequests:
             if tag not in self._taken_back:  # the whole stream is going
                 raise
             await self._fail(tag, Cancelled("cancelled by the client"))
+        except Exception as error:  # a defect in one request must not end the others
+            _log.exception("request %r failed", tag)
+            await self._fail(tag, OutriderError(f"the coordinator failed at this request: {error!r}"))
         finally:
             self._tasks.pop(tag, None)
             self._taken_back.discard(tag)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from coordinator.session import DraftLink, Session, TargetLink
 from coordinator.settings import CoordinatorSettings
 from rpc.errors import OutriderError, Overloaded, Unavailable
 from speculation.relay import RelaySession
 
-MakeRelay = Callable[[Session, TargetLink, DraftLink | None], RelaySession]
+MakeRelay: TypeAlias = "Callable[[Session, TargetLink, DraftLink | None], RelaySession]"
 
 MIN_RETRY_S, MAX_RETRY_S = 0.5, 30.0
 

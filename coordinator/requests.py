@@ -97,9 +97,10 @@ def validate(request: GenerateRequest, model: ServedModel, defaults: Speculation
 
 
 def _prompt_token_ids(prompt: str | Sequence[TokenId], model: ServedModel) -> tuple[TokenId, ...]:
-    if isinstance(prompt, str):  # an empty text stays empty, even where the tokenizer would put a token before it
-        return tuple(model.tokenizer.encode(prompt).ids) if prompt else ()
-    return tuple(prompt)
+    if not isinstance(prompt, str):
+        return tuple(prompt)
+    prompt.encode()  # raises on lone surrogates, of which the tokenizer only says that they are no string
+    return tuple(model.tokenizer.encode(prompt).ids) if prompt else ()  # empty stays empty, without a <s> before it
 
 
 def _prompt_violations(prompt: Sequence[TokenId], info: ModelInfo) -> Iterator[FieldViolation]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 from coordinator.coordinator import Coordinator
 from coordinator.grpc_clients import TokenizerCache, grpc_draft_client, grpc_target_client
@@ -23,11 +22,44 @@ async def serve(settings: CoordinatorSettings, on_status: OnStatus, stop: asynci
     server = RpcServer(settings.host, settings.port, [GENERATION_SERVICE])
     coordinator = _make_coordinator(settings)
     try:
-        address = await server.open()
-        await _start_unless_stopped(coordinator, stop, lambda detail: on_status(Status("loading", detail, address)))
-        servicer = GenerationServicer(coordinator, settings.max_requests_per_stream)
-        generation_pb2_grpc.add_GenerationServicer_to_server(servicer, server.grpc_server)
-        await serve_until_stopped(server, on_status, stop, settings.grace_s, _summary(coordinator, stop))
+        await server.open()
+        if await _start_unless_stopped(coordinator, server, on_status, stop):
+            servicer = GenerationServicer(coordinator, settings.max_requests_per_stream)
+            generation_pb2_grpc.add_GenerationServicer_to_server(servicer, server.grpc_server)
+            await serve_until_stopped(server, on_status, stop, settings.grace_s, _summary(coordinator))
     finally:
         await coordinator.close()
         await server.stop(0)
+
+
+def _make_coordinator(settings: CoordinatorSettings) -> Coordinator:
+    tokenizers: TokenizerCache = {}
+    return Coordinator(
+        settings,
+        [grpc_target_client(address, settings.connect_timeout_s, tokenizers) for address in settings.targets],
+        [grpc_draft_client(address, settings.connect_timeout_s, tokenizers) for address in settings.drafts],
+    )
+
+
+async def _start_unless_stopped(
+    coordinator: Coordinator, server: RpcServer, on_status: OnStatus, stop: asyncio.Event
+) -> bool:
+    start = asyncio.create_task(coordinator.start(lambda detail: on_status(Status("loading", detail, server.address))))
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        with stop_on_signals(stop):
+            await asyncio.wait((start, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if start.done():
+            await start
+            return True
+        on_status(Status("stopped", "before any target worker was up", server.address))
+        return False
+    finally:
+        start.cancel()
+        stopped.cancel()
+
+
+def _summary(coordinator: Coordinator) -> str:
+    deployment = coordinator.deployment()
+    drafts = ", ".join(deployment.draft_models) or "no draft model yet"
+    return f"{deployment.model.name} with {drafts}; {deployment.num_targets} target, {deployment.num_drafters} draft"

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from coordinator.links import WorkerLink
 from coordinator.requests import Job
 from rpc.codec import DraftFrame
-from rpc.errors import InvalidRequest, FieldViolation, OutriderError, Overloaded, SessionFailed, SlowReader
+from rpc.errors import FieldViolation, InvalidRequest, OutriderError, Overloaded, SessionFailed, SlowReader
 from speculation.adaptive_k import Load
 from speculation.messages import (
     DraftCommand,
@@ -142,7 +142,9 @@ class Session:
         if self._relay is not None and self._relay.is_over:
             self._end()
         elif len(self._unread) > self._max_unread:
-            self.fail(SlowReader(f"{len(self._unread)} events are unread; read faster, or ask for fewer tokens at once"))
+            self.fail(
+                SlowReader(f"{len(self._unread)} events are unread; read faster, or ask for fewer tokens at once")
+            )
 
     # -- ending -----------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
+from textwrap import shorten
 from typing import TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -23,6 +24,7 @@ from inference.errors import ModelLoadError, ModelNotFound
 T = TypeVar("T")
 
 _HUB_TIMEOUT_S = 5.0
+_MAX_REASON_LENGTH = 200
 _LOOKS_LIKE_A_PATH = (".", "/", "~", os.sep)
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -65,16 +67,16 @@ def _ask_hub(name: str) -> None:
 
 
 @contextmanager
-def explain(name: str) -> Iterator[None]:
-    """Turn whatever transformers raises into one `ModelLoadError` of one line."""
+def explain(name: str, advice: str) -> Iterator[None]:
+    """Turn whatever transformers raises into one `ModelLoadError` of one line, ending in what to do."""
     try:
         yield
     except ModelLoadError:
         raise
     # Loading runs code of four libraries over files that we know nothing about: any exception is a load failure.
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelLoadError(f"{name} cannot be loaded: {lines[0]}") from error
+        reason = shorten(str(error) or type(error).__name__, _MAX_REASON_LENGTH, placeholder=" ...")
+        raise ModelLoadError(f"{name} cannot be loaded ({reason}): {advice}") from error
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from inference.hub import explain, fetch, quiet_progress
 from inference.model_probe import probe, usable_context
 from inference.sdpa_attention import SdpaBackend
 from inference.transformers_runtime import TransformersRuntime
+from inference.weight_layout import store_weights_by_input
 
 DEFAULT_KV_TOKENS = 16_384
 DEFAULT_BLOCK_SIZE = 16
@@ -82,7 +83,7 @@ def load_model(
     torch_dtype = _dtype(dtype, torch_device)
     report(f"reading weights of {name}")
     model = _load_weights(str(name), torch_dtype, torch_device)
-    with explain(str(name)):
+    with explain(str(name), "lower kv_tokens, or use another model or device"):
         geometry = probe(model)
         report(f"allocating a KV pool of {kv_tokens:,} tokens")
         runtime = TransformersRuntime(
@@ -102,7 +103,7 @@ def load_tokenizer_json(name: str | Path) -> str:
     Raises:
         ModelNotFound, ModelLoadError: as `load_model`; also for a tokenizer that has no such form.
     """
-    with explain(str(name)):
+    with explain(str(name), "put the model's tokenizer.json into its folder"):
         tokenizer = fetch(str(name), lambda local: AutoTokenizer.from_pretrained(str(name), local_files_only=local))
         fast = getattr(tokenizer, "backend_tokenizer", None)
         if fast is None:
@@ -120,10 +121,12 @@ def _load_weights(name: str, dtype: torch.dtype, device: torch.device) -> PreTra
         return model
 
     register_attention()
-    with explain(name), quiet_progress():
+    with explain(name, "check its files, or download it again"), quiet_progress():
         model: torch.nn.Module = fetch(name, load)
         model.to(device).eval().requires_grad_(False)
     assert isinstance(model, PreTrainedModel)
+    if device.type == "cpu":
+        store_weights_by_input(model)
     return model
 
 

@@ -30,7 +30,7 @@ class StepResult(Generic[OutputOut]):
 
     outputs: Sequence[OutputOut] = ()
     wait_s: float | None = None
-    """How long the thread may wait for commands before it steps again: 0 not at all, None until one comes."""
+    """How long the thread may wait for commands before it steps again: 0 or less not at all, None until one comes."""
 
 
 class Engine(Protocol[CommandIn, OutputOut]):
@@ -125,7 +125,7 @@ class ModelThread(Generic[Command, Output]):
         """All queued commands, after waiting up to `wait_s` for a first one; None to stop."""
         commands: list[Command] = []
         try:
-            item = self._queue.get(timeout=wait_s) if wait_s != 0 else self._queue.get_nowait()
+            item = self._queue.get(timeout=None if wait_s is None else max(0.0, wait_s))
             while not isinstance(item, _Stop):
                 commands.append(item)
                 item = self._queue.get_nowait()

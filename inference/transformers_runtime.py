@@ -12,10 +12,10 @@ from inference.errors import ContextOverflow
 from inference.kv_cache import AttentionGeometry, KVCache
 from inference.kv_pool import KVPool
 from inference.packing import PackedBatch, pack
-from inference.runtime import Chunk, SequenceId
+from inference.runtime import Chunk, Runtime, SequenceId
 
 
-class TransformersRuntime:
+class TransformersRuntime(Runtime):
     """Packed ragged forward passes over a paged KV pool. See `Runtime` for the contract.
 
     `model` must be in eval mode and use our registered attention; `max_context` is what the model was made for and

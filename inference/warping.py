@@ -77,6 +77,7 @@ def _threshold(best: torch.Tensor, log_total: torch.Tensor, top_p: float) -> tor
     """
     mass = (best.to(torch.float64) - log_total).exp()
     mass_before = mass.cumsum(-1) - mass
+    # At least the first; the clamp is for a row of NaN, which must not end in an index error on the device.
     num_needed = (mass_before < top_p).sum(-1, keepdim=True).clamp(min=1)
     return best.gather(1, num_needed - 1)
 

@@ -24,6 +24,7 @@ app = typer.Typer(
     name="outrider",
     help="Speculative decoding across machines: the target model's exact output, faster.",
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )

@@ -183,7 +183,8 @@ class Client:
         ``prompt`` is text or token ids; None leaves a parameter to the server. Raises `InvalidRequest` naming the
         field, and the rest of `rpc.errors`.
         """
-        with self._errors(), _representable():
+        _check_fits(max_tokens=max_tokens, top_k=top_k, k=speculation.k, lookahead=speculation.lookahead, seed=seed)
+        with _representable():
             request = pb.GenerateRequest(
                 model=model,
                 max_tokens=max_tokens,
@@ -269,13 +270,22 @@ def collect(events: Sequence[Event]) -> Completion:
     )
 
 
+def _check_fits(**values: int | None) -> None:
+    """Raises `InvalidRequest` for an integer that its wire type cannot hold; the server checks everything else."""
+    for name, value in values.items():
+        start, stop = (0, 2**64) if name == "seed" else (-(2**63), 2**63)
+        if value is not None and not start <= value < stop:
+            path = f"speculation.{name}" if name in {"k", "lookahead"} else name
+            raise InvalidRequest(FieldViolation(path, f"has to be in [{start}, {stop}), got {value}"))
+
+
 @contextmanager
 def _representable() -> Iterator[None]:
-    """Values that protobuf itself cannot hold (a seed of 65 bits) are the caller's mistake, not a crash."""
+    """A prompt that protobuf cannot hold (text with lone surrogates) is the caller's mistake, not a crash."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise InvalidRequest(FieldViolation("request", f"a value does not fit its type: {error}")) from None
+        raise InvalidRequest(FieldViolation("request", f"cannot be sent: {error}")) from None
 
 
 def _from_server(error: grpc.aio.AioRpcError) -> bool:

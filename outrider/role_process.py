@@ -29,6 +29,7 @@ class RoleProcess:
         self._process = process
         self._listener = listener
         self._failure: CommandFailed | None = None
+        self._stopping = False
         self._address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read_statuses())
 
@@ -65,6 +66,7 @@ class RoleProcess:
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """SIGTERM, then after ``grace_s`` SIGKILL; returns when the process is gone. Cancelled: SIGKILL at once."""
+        self._stopping = True
         self._signal(signal.SIGTERM)
         try:
             with contextlib.suppress(TimeoutError):
@@ -108,7 +110,13 @@ class RoleProcess:
             return
         if event == "ready" and not self._address.done():
             self._address.set_result(str(status.get("address", "")))
-        self._listener(self.role, " ".join(part for part in (event, detail) if part))
+        if not self._stopping:
+            self._listener(self.role, status_text(event, detail))
+
+
+def status_text(event: str, detail: str) -> str:
+    """A status for people. What is being loaded says enough without "loading" before it."""
+    return detail if event == "loading" and detail else ": ".join(part for part in (event, detail) if part)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NewType, Protocol, TypeVar
@@ -27,6 +28,8 @@ class Submitted(Generic[CommandT]):
 
     connection: ConnectionId
     items: Sequence[tuple[SessionId, CommandT]]
+    arrived_s: float
+    """``time.monotonic()`` when it arrived; the engine may look at it a whole step later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class HostConnection(Generic[CommandT, FrameT]):
 
     def submit(self, items: Sequence[tuple[SessionId, CommandT]]) -> None:
         """Hands commands to the engine; does not block."""
-        self._host.submit(Submitted(self._id, items))
+        self._host.submit(Submitted(self._id, items, time.monotonic()))
 
     def close(self) -> None:
         """Drops the connection's sessions; nothing is delivered afterwards. May be called twice."""

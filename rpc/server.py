@@ -20,7 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from rpc.channel import SERVER_OPTIONS
-from rpc.errors import AddressInUse
+from rpc.errors import AddressInUse, Unavailable, abort_with
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
@@ -40,8 +40,7 @@ OnStatus: TypeAlias = Callable[[Status], None]
 class RpcServer:
     """A ``grpc.aio`` server with health and reflection, for the services named.
 
-    Servicers may be added to ``grpc_server`` until `ready`; before that their calls are UNIMPLEMENTED, which clients
-    of this project take as "not there yet".
+    Servicers may be added to ``grpc_server`` until `ready`; before that their calls are UNAVAILABLE.
     """
 
     def __init__(self, host: str, port: int, services: Sequence[str]) -> None:
@@ -50,6 +49,8 @@ class RpcServer:
         self.address = ""
         self._host, self._port = host, port
         self._services = tuple(services)
+        self._loading = _LoadingHandler(self._services)
+        self.grpc_server.add_generic_rpc_handlers((self._loading,))  # first, so that it is asked first
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc_server)
         names = (*self._services, HEALTH_SERVICE, reflection.SERVICE_NAME)
@@ -71,7 +72,8 @@ class RpcServer:
         return self.address
 
     async def ready(self) -> None:
-        """From now on health answers SERVING."""
+        """From now on calls reach the servicers and health answers SERVING."""
+        self._loading.services = ()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, grace_s: float) -> None:
@@ -82,6 +84,23 @@ class RpcServer:
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *self._services):
             await self._health.set(service, status)
+
+
+class _LoadingHandler(grpc.GenericRpcHandler):
+    """Answers for services whose servicers are not there yet: a peer should try again, not give up."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self.services = services
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+        service = handler_call_details.method.split("/")[1]
+        if service not in self.services:
+            return None
+        return grpc.stream_stream_rpc_method_handler(self._refuse)
+
+    @staticmethod
+    async def _refuse(requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        await abort_with(context, Unavailable("still loading; try again when the health check says SERVING"))
 
 
 async def serve_until_stopped(

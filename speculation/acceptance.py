@@ -51,8 +51,10 @@ class AcceptanceProfile:
         self._num_tried: list[float] = []  # by depth - 1, exponentially weighted
         self._num_passed: list[float] = []
         self._survival: tuple[float, ...] = ()  # cache; empty after a change
+        self._start_rate = START_RATE
         if prior is not None:
             self._num_tried, self._num_passed = list(prior._num_tried), list(prior._num_passed)
+            self._start_rate = prior._start_rate
             self.limit_weight(prior_weight)
 
     @property
@@ -75,6 +77,7 @@ class AcceptanceProfile:
     def limit_weight(self, max_steps: float) -> None:
         """Forgets confidence, not the estimate: what was seen counts for at most ``max_steps`` steps from now on."""
         if self.weight > max_steps:
+            self._start_rate = self._pooled_rate()  # or the guess would gain what the rest loses
             self._scale(max_steps / self.weight)
 
     def _scale(self, factor: float) -> None:
@@ -88,10 +91,11 @@ class AcceptanceProfile:
             self._survival = self._chain(max_depth)
         return self._survival[:max_depth]
 
+    def _pooled_rate(self) -> float:
+        return (sum(self._num_passed) + START_WEIGHT * self._start_rate) / (sum(self._num_tried) + START_WEIGHT)
+
     def _chain(self, max_depth: int) -> tuple[float, ...]:
-        num_tried, num_passed = sum(self._num_tried), sum(self._num_passed)
-        rate = (num_passed + START_WEIGHT * START_RATE) / (num_tried + START_WEIGHT)
-        survival, survivals = 1.0, []
+        rate, survival, survivals = self._pooled_rate(), 1.0, []
         for index in range(max_depth):
             if index < len(self._num_tried):
                 lean = self._num_passed[index] + NEIGHBOUR_WEIGHT * rate

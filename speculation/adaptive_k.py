@@ -36,6 +36,10 @@ SPECULATION_GAIN = 0.03
 RESUME_GAIN = 0.06
 """What K > 0 must promise to begin again after K = 0: twice as much, so that the border is not crossed to and fro."""
 
+MIN_EVIDENCE_STEPS = 6.0
+"""Steps with drafted tokens below which K falls to 1 and not to 0: after so few a drafter that is right half of the
+time looks useless now and then, and coming back from 0 takes a probe."""
+
 PROBE_K = 2
 """Drafted tokens per step of a probe: two depths show whether deeper ones are worth it, at little cost."""
 
@@ -192,7 +196,8 @@ class GoodputK:
         if self._num_probe_drafted < PROBE_STEPS and self._num_probe_empty < PROBE_PATIENCE_STEPS:
             return
         self._probing, self._num_idle_tokens = False, 0
-        self._k = self._best_k()
+        if self._num_probe_drafted:
+            self._k = self._best_k()
         self._num_failed_probes = 0 if self._k else self._num_failed_probes + 1
 
     def _probe_every(self) -> int:
@@ -210,7 +215,7 @@ class GoodputK:
         best = max(range(len(rates)), key=rates.__getitem__)
         gain = SPECULATION_GAIN if self._k else RESUME_GAIN
         if rates[best] < (1.0 + gain) * rates[0]:
-            return 0
+            return int(self._k > 0 and self._profile.weight < MIN_EVIDENCE_STEPS)
         if self._k and rates[best] < (1.0 + CHANGE_GAIN) * rates[self._k] and rates[self._k] > rates[0]:
             return self._k
         return best

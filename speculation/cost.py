@@ -23,9 +23,9 @@ CELL_SAMPLES = 15
 PLANE_WEIGHT = 3.0
 """Steps that the plane through the neighbouring cells counts for in a cell's estimate."""
 
-LOCAL_OCTAVES = 1.5
+LOCAL_OCTAVES = 1.0
 """Width (standard deviation, in factors of two of tokens and of sessions) of what counts as neighbouring. The token
-counts of K = 0 .. 8 span three octaves; a prefill chunk is some eight away and weighs nothing."""
+counts of K = 0 .. 8 span three octaves; a prefill chunk is seven away and must weigh nothing, leverage and all."""
 
 STALE_STEPS = 512
 """After so many steps elsewhere a cell's samples count half: an estimate too high to be tried again fades."""
@@ -34,7 +34,7 @@ REFIT_FRACTION = 8
 """The curves are fitted again when 1/8 more steps have been seen ..."""
 
 REFIT_EVERY = 16
-"""... or 16: a fit takes about 60 µs, a median over 15 hardly moves meanwhile."""
+"""... or 16: a fit takes about 100 µs, a median over 15 hardly moves meanwhile."""
 
 CENTRE_TOKENS = 3
 """Tokens per session in the middle of what is decided about, K = 0 .. 8: 1 .. 9 in factors."""
@@ -92,8 +92,16 @@ class StepCurve:
     step_s: Sequence[float]  # never falling
     slope_s: float  # seconds per token beyond either end
 
-    def at(self, num_tokens: float) -> float:
-        """Seconds of a step with so many tokens (expected ones need not be whole)."""
+    memo: dict[int, float] = field(default_factory=dict, repr=False, compare=False)  # plans ask the same few again
+
+    def at(self, num_tokens: int) -> float:
+        """Seconds of a step with so many tokens."""
+        step_s = self.memo.get(num_tokens)
+        if step_s is None:
+            step_s = self.memo[num_tokens] = self._interpolated(num_tokens)
+        return step_s
+
+    def _interpolated(self, num_tokens: int) -> float:
         index = bisect_left(self.num_tokens, num_tokens)
         if index == 0:
             first_s = self.step_s[0]
@@ -189,9 +197,13 @@ class StepCostModel:
 
 
 def _unseen(seen: Sequence[float], num_sessions: int) -> list[int]:
-    """Token counts at which the plane has to stand in for cells: K = 0, and K = 8 if nothing near it was seen."""
-    counts = [] if any(n <= num_sessions for n in seen) else [num_sessions]
-    return counts if any(4 <= n / num_sessions <= 16 for n in seen) else [*counts, 9 * num_sessions]
+    """Token counts at which the plane stands in for cells: K = 0, K = 8 and well beyond, unless a cell is near.
+
+    Otherwise a straight line from there to the first prefill chunk would.
+    """
+    ratios = [n / num_sessions for n in seen]
+    stands_in = ((1, 0.0, 1.0), (9, 9.0, 16.0), (32, 17.0, 64.0))
+    return [ratio * num_sessions for ratio, low, high in stands_in if not any(low <= r <= high for r in ratios)]
 
 
 def _fit_plane(
@@ -268,6 +280,8 @@ class DraftPace:
             self._token.extend([prior._token_s] * PACE_PRIOR_SAMPLES)
             self._token_s = prior._token_s
         self._empty_since: float | None = None  # the verdict that left nothing staged; None: something came since
+        self._restarted = 0.0  # the verdict from which the drafter is known to have started again; that one or later
+        self._last_verdict: float | None = None
         self._missed = False  # that verdict was a miss
         self._num_free_runs = 0  # verdicts since that one
         self._last_arrival: float | None = None
@@ -285,18 +299,29 @@ class DraftPace:
         return self._redraft_s if self._token_s is None else self._token_s
 
     def on_verdict(self, now_s: float, num_staged: int, missed: bool = True) -> None:
-        """A verdict left ``num_staged`` tokens staged. ``missed``: it rejected a drafted token, so that the drafter
-        has to start again; when it accepted all, more may be on its way. No matter for free-runs."""
-        self._in_burst = False
+        """A verdict left ``num_staged`` tokens staged.
+
+        ``missed``: it contradicted a draft (staged tokens were rejected or dropped), so that the drafter has to start
+        again; after a verdict that agreed with all of them more may be on its way. During a free-run of an empty
+        session neither is known, and it does not matter.
+        """
+        self._in_burst, self._last_verdict = False, now_s
         if num_staged > 0:
             self._empty_since = None
         elif self._empty_since is not None:
             self._num_free_runs += 1
         else:
-            self._empty_since, self._missed, self._num_free_runs = now_s, missed, 0
+            self._empty_since = self._restarted = now_s
+            self._missed, self._num_free_runs = missed, 0
 
     def on_proposal(self, now_s: float, num_tokens: int) -> None:
-        """``num_tokens`` live drafted tokens arrived at ``now_s`` (when they arrived, not when they were looked at)."""
+        """``num_tokens`` live drafted tokens arrived at ``now_s`` (when they arrived, not when they were looked at).
+
+        0 is a sign of life: a proposal arrived, but a free-run had contradicted it. So the drafter has to start again.
+        """
+        if num_tokens == 0:
+            self._restart()
+            return
         if self._empty_since is not None:
             if self._missed and self._num_free_runs <= MAX_FREE_RUNS and now_s > self._empty_since:
                 self._learn_redraft(now_s - self._empty_since)
@@ -309,6 +334,12 @@ class DraftPace:
         else:
             self._num_at_once += num_tokens
         self._last_arrival, self._in_burst = now_s, True
+
+    def _restart(self) -> None:
+        """Only what is expected starts again, not what is measured: were a slow drafter's time taken from the last
+        verdict it would seem fast, and be waited for."""
+        if self._empty_since is not None and self._last_verdict is not None:
+            self._restarted, self._missed = self._last_verdict, self._missed or self._num_free_runs > 0
 
     def _learn_redraft(self, sample_s: float) -> None:
         self._redraft.append(sample_s)
@@ -334,9 +365,9 @@ class DraftPace:
         if self._empty_since is None:
             since_s, first_s, patience = self._last_arrival, token_s, TOKEN_PATIENCE
         elif self._missed:
-            since_s, first_s, patience = self._empty_since, redraft_s, REDRAFT_PATIENCE
+            since_s, first_s, patience = self._restarted, redraft_s, REDRAFT_PATIENCE
         else:
-            since_s, first_s, patience = self._empty_since, token_s, TOKEN_PATIENCE
+            since_s, first_s, patience = self._restarted, token_s, TOKEN_PATIENCE
         if since_s is None or now_s > since_s + patience * first_s:
             return None
         late_s = now_s - (since_s + first_s)

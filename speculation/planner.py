@@ -8,13 +8,18 @@ is the best ``n``: the maximum of ``E(n) / V(B + n)`` over the prefixes of one s
 a first stop is needed, and steps in the cost curve (padded batch shapes) are no trap.
 
 **Waiting.** Running now is not lost time for the drafter: it goes on drafting during the step, and what is on its way
-stays usable if the target's own token agrees with its first one. So options are compared over two steps::
+stays usable if the target's own token agrees with its first one. But neither is a step with few drafts free: after the
+next miss everything starts again. So a session is seen as cycles from miss to miss (a renewal process)::
 
-    run now     (E_now  + E_next) / (V_now  + V_next)
-    wait for w  (E_wait + E_next) / (w + V_wait + V_next)
+    miss --wait for n drafts, or a plain step--> step --all accepted, own token agrees--> full step --+--> miss
+                                                  |                                      ^------------+
+                                                  +--else--> miss
 
-for each ``w`` at which some session's n-th further draft is expected. ``E_next`` counts the drafts that will have
-arrived by then, if the step just before leaves them usable.
+which gives ``rate``, the committed tokens per second of the best way to run it, and ``streak``, the tokens that a
+running streak is worth over a miss. Running after waiting for ``w`` (0: now) is then worth ``E + P(goes on) * streak -
+rate * (w + V)``: what the step commits, what it leaves behind, less what its time would otherwise yield. Over 135
+settings of the event simulation in the tests this came within 4 % of the best fixed rule (always run, or always wait
+for n); comparing tokens per second over two steps lost up to 13 %, as it takes what follows the next miss for plain.
 """
 
 from __future__ import annotations
@@ -28,13 +33,21 @@ from speculation.cost import DraftPace, StepCostModel, StepCurve
 from speculation.messages import SessionId
 
 WAIT_MARGIN = 0.03
-"""Waiting must promise so much more: the two-step comparison is a model, running now a certainty."""
+"""Waiting must promise so much more, as a share of the tokens of a plain step's time: the drafts are a forecast,
+running now is a certainty."""
 
 WAIT_CAP_STEPS = 1.0
 """At most so many plain steps are waited in a row: a drafter that breaks its promise halves the speed of one step."""
 
 MAX_WAITING_SESSIONS = 4
 """With more sessions in the step just run: one's wait is everyone's, and drafts for some are nearly always there."""
+
+OVERDUE = 1.5
+"""Times the expected time of the first arrival after which to look again: arrivals end a wait early, and so should
+silence."""
+
+MAX_GOING_ON = 0.99
+"""A streak is believed to last a hundred steps at most; keeps its worth finite."""
 
 MIN_WAIT_S = 1e-4
 """Shortest wait asked for; a timer is no finer."""
@@ -66,6 +79,14 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class _Cycle:
+    """The long run of one session among ``num_sessions`` alike; see the top of the file."""
+
+    rate: float  # committed tokens per second
+    streak: float  # tokens that a full step going on is worth over a miss
+
+
+@dataclass(frozen=True, slots=True)
 class _Feed:
     """A candidate as the waiting rule sees it: what is staged and what is expected to arrive."""
 
@@ -75,6 +96,7 @@ class _Feed:
     gains: Sequence[float]  # expected accepted tokens of 0, 1, 2, ... drafts
     first_s: float  # seconds until the next draft arrives; inf: none will
     token_s: float  # seconds per further draft
+    cycle: _Cycle
 
     def num_at(self, after_s: float) -> int:
         """Drafts there ``after_s`` from now, used ones included; no more than two steps can use."""
@@ -121,56 +143,119 @@ class StepPlanner:
         return StepPlan(wait_s, num_drafted)
 
     def _wait_s(self, candidates: Sequence[Candidate], now_s: float, waited_s: float, curve: StepCurve) -> float:
-        if all(c.num_staged >= min(c.k, len(c.survival)) for c in candidates):
+        longest_s = self._wait_cap_steps * curve.at(len(candidates)) - waited_s
+        if not any(_may_wait(one, now_s, longest_s) for one in candidates):
             return 0.0
         feeds = self._feeds(candidates, now_s, curve)
         if feeds is None:
             return 0.0
-        longest_s = self._wait_cap_steps * curve.at(len(candidates)) - waited_s
-        best_s, best_rate = 0.0, (1.0 + self._wait_margin) * _two_step_rate(feeds, 0.0, curve)
+        margin = self._wait_margin * curve.at(len(candidates)) * sum(feed.cycle.rate for feed in feeds)
+        best_s, best_value = 0.0, _value(feeds, 0.0, curve) + margin
         for wait_s in _waits_s(feeds, longest_s):
-            rate = _two_step_rate(feeds, wait_s, curve)
-            if rate > best_rate:
-                best_s, best_rate = max(wait_s, MIN_WAIT_S), rate
-        return best_s
+            value = _value(feeds, wait_s, curve)
+            if value > best_value:
+                best_s, best_value = wait_s, value
+        soonest_s = min(feed.first_s for feed in feeds)
+        return max(MIN_WAIT_S, min(best_s, OVERDUE * soonest_s)) if best_s else 0.0
 
     def _feeds(self, candidates: Sequence[Candidate], now_s: float, curve: StepCurve) -> list[_Feed] | None:
         """None when there is nothing to wait for, or a session's pace is unknown or overdue."""
-        full = _chances(candidates, self._max_step_tokens - len(candidates), staged_only=False)
-        best_k = [0] * len(candidates)
-        for _, index in full[: _best_count(full, len(candidates), len(candidates), curve)]:
+        num_sessions = len(candidates)
+        full = _chances(candidates, self._max_step_tokens - num_sessions, staged_only=False)
+        best_k = [0] * num_sessions
+        for _, index in full[: _best_count(full, num_sessions, num_sessions, curve)]:
             best_k[index] += 1
+        if all(one.num_staged >= cap for one, cap in zip(candidates, best_k, strict=True)):
+            return None
         feeds = []
-        for candidate, cap in zip(candidates, best_k, strict=True):
-            first_s, token_s = math.inf, 1.0
-            if candidate.pace is not None and candidate.num_staged < cap:
-                expected_s = candidate.pace.expected_wait_s(1, now_s)
-                if expected_s is None or candidate.pace.token_s is None:
-                    return None
-                first_s, token_s = expected_s, candidate.pace.token_s
-            feeds.append(
-                _Feed(candidate.num_staged, cap, candidate.survival, _gains(candidate.survival), first_s, token_s)
-            )
+        for one, cap in zip(candidates, best_k, strict=True):
+            feed = _feed(one, cap, num_sessions, now_s, curve)
+            if feed is None:
+                return None
+            feeds.append(feed)
         return feeds
 
 
-def _waits_s(feeds: Sequence[_Feed], longest_s: float) -> list[float]:
-    """Times at which some session's 1st, 2nd, 4th, 8th ... or last useful draft is expected, ``longest_s`` at most.
+def _may_wait(one: Candidate, now_s: float, longest_s: float) -> bool:
+    """Could a draft arrive in time that this session has use for? The cheap half of the question."""
+    if one.pace is None or longest_s <= 0.0 or one.num_staged >= min(one.k, len(one.survival)):
+        return False
+    first_s = one.pace.expected_wait_s(1, now_s)
+    return first_s is not None and first_s <= longest_s
 
-    Not every n: each arrival is planned anew anyway.
-    """
-    waits_s = []
-    for feed in feeds:
-        room, count = feed.best_k - feed.num_staged, 1
-        while room > 0:
-            wait_s = feed.first_s + (min(count, room) - 1) * feed.token_s
-            if wait_s > longest_s:
-                break
-            waits_s.append(wait_s)
-            if count >= room:
-                break
-            count *= 2
-    return waits_s
+
+def _feed(one: Candidate, best_k: int, num_sessions: int, now_s: float, curve: StepCurve) -> _Feed | None:
+    """None if drafts are wanted and it is not known when they will be here."""
+    gains = [0.0, *accumulate(one.survival)]
+    plain = _Cycle(1.0 / curve.at(num_sessions), 0.0)
+    if one.pace is None or best_k == 0:
+        return _Feed(one.num_staged, best_k, one.survival, gains, math.inf, 1.0, plain)
+    first_s, redraft_s, token_s = one.pace.expected_wait_s(1, now_s), one.pace.redraft_s, one.pace.token_s
+    if first_s is None and one.num_staged >= best_k:
+        return _Feed(one.num_staged, best_k, one.survival, gains, math.inf, 1.0, plain)
+    if first_s is None or redraft_s is None or token_s is None:
+        return None
+    cycle = _cycle(one.survival, gains, best_k, redraft_s, token_s, num_sessions, curve)
+    return _Feed(one.num_staged, best_k, one.survival, gains, first_s, token_s, cycle)
+
+
+def _cycle(
+    survival: tuple[float, ...],
+    gains: Sequence[float],
+    best_k: int,
+    redraft_s: float,
+    token_s: float,
+    num_sessions: int,
+    curve: StepCurve,
+) -> _Cycle:
+    plain_s = curve.at(num_sessions)
+    full_k = min(best_k, max(0, int(plain_s / max(token_s, 1e-9)) - 1))  # drafts that keep coming during a step
+    full_s = curve.at(num_sessions * (1 + full_k))
+    going_on = min(_agrees(survival, full_k), MAX_GOING_ON)
+    num_full = 1.0 / (1.0 - going_on)  # full steps of a streak, once begun
+
+    num_plain = max(1, math.ceil(redraft_s / plain_s))  # plain steps until drafts are here
+    begins = _agrees(survival, num_plain - 1) if num_plain <= len(survival) else 0.0
+    rate = (num_plain + begins * num_full * (1.0 + gains[full_k])) / (num_plain * plain_s + begins * num_full * full_s)
+    for count in _counts(best_k):
+        begins = _agrees(survival, count)
+        tokens = 1.0 + gains[count] + begins * num_full * (1.0 + gains[full_k])
+        seconds = redraft_s + (count - 1) * token_s + curve.at(num_sessions * (1 + count)) + begins * num_full * full_s
+        rate = max(rate, tokens / seconds)
+    return _Cycle(rate, num_full * (1.0 + gains[full_k] - rate * full_s))
+
+
+def _value(feeds: Sequence[_Feed], wait_s: float, curve: StepCurve) -> float:
+    """What running after ``wait_s`` is worth, in tokens; only differences mean something."""
+    num_sessions = len(feeds)
+    drafted = [min(feed.num_at(wait_s), feed.best_k) for feed in feeds]
+    end_s = wait_s + curve.at(num_sessions + sum(drafted))
+    value = 0.0
+    for feed, depth in zip(feeds, drafted, strict=True):
+        cycle = feed.cycle
+        value += 1.0 + feed.gains[depth] - cycle.rate * end_s
+        num_next = min(feed.num_at(end_s) - depth - 1, feed.best_k)  # staged for the step after, if it goes on
+        if num_next >= 0:
+            next_s = curve.at(num_sessions * (1 + num_next))
+            goes_on = 1.0 + feed.gains[num_next] - cycle.rate * next_s + _agrees(feed.survival, num_next) * cycle.streak
+            value += _agrees(feed.survival, depth) * max(0.0, goes_on)
+    return value
+
+
+def _waits_s(feeds: Sequence[_Feed], longest_s: float) -> list[float]:
+    """Times, at most ``longest_s``, at which some session's n-th useful draft is expected."""
+    return [
+        wait_s
+        for feed in feeds
+        if feed.first_s <= longest_s
+        for count in _counts(feed.best_k - feed.num_staged)
+        if (wait_s := feed.first_s + (count - 1) * feed.token_s) <= longest_s
+    ]
+
+
+def _counts(most: int) -> list[int]:
+    """1, 2, 4, ... and ``most``: numbers of drafts worth a thought. Not all, as each arrival is planned anew anyway."""
+    return [count for count in (1, 2, 4, 8, 16, 32) if count < most] + [most] * (most > 0)
 
 
 def _chances(candidates: Sequence[Candidate], max_drafted: int, staged_only: bool = True) -> list[tuple[float, int]]:
@@ -200,32 +285,10 @@ def _best_count(chances: Sequence[tuple[float, int]], num_sessions: int, num_fix
     return best
 
 
-def _gains(survival: Sequence[float]) -> list[float]:
-    """Expected accepted tokens of 0, 1, 2, ... drafted ones."""
-    return [0.0, *accumulate(survival)]
-
-
 def _agrees(survival: Sequence[float], depth: int) -> float:
     """P(the first ``depth`` drafts are accepted and the target's own token is the next draft)."""
     if depth < len(survival):
         return survival[depth]
+    if not survival:
+        return 0.0
     return survival[-1] * (survival[-1] / survival[-2] if len(survival) > 1 and survival[-2] else survival[-1])
-
-
-def _two_step_rate(feeds: Sequence[_Feed], wait_s: float, curve: StepCurve) -> float:
-    """Committed tokens per second of waiting, the step after it and the step after that.
-
-    A session's second step has drafts if the first one accepted all of its own and the target's own token agrees with
-    the draft that follows; after a miss it is a plain one.
-    """
-    drafted = [min(feed.num_at(wait_s), feed.best_k) for feed in feeds]
-    step_s = curve.at(len(feeds) + sum(drafted))
-    num_tokens, num_rows = 2.0 * len(feeds), float(len(feeds))
-    for feed, depth in zip(feeds, drafted, strict=True):
-        num_tokens += feed.gains[depth]
-        num_next = min(feed.num_at(wait_s + step_s) - depth - 1, feed.best_k)
-        if num_next > 0:
-            usable = _agrees(feed.survival, depth)
-            num_tokens += usable * feed.gains[num_next]
-            num_rows += usable * num_next
-    return num_tokens / (wait_s + step_s + curve.at(num_rows))

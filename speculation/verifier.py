@@ -26,10 +26,12 @@ class VerifierSession:
     """Committed and staged tokens of one session at the target."""
 
     def __init__(self, command: OpenTarget, vocab_size: int, profile: AcceptanceProfile, pace: DraftPace) -> None:
+        """``profile`` and ``pace`` are the worker's: the session starts from them and adds to them."""
         self.sampling = command.sampling
         self.k = command.k
-        self.profile = profile
-        self.pace = pace
+        self.profile = AcceptanceProfile(profile)
+        self.pace = DraftPace(pace)
+        self._shared_profile = profile
         self._vocab_size = vocab_size
         self._tree = DraftTree(command.token_ids)
         self._max_length = command.max_length
@@ -50,11 +52,15 @@ class VerifierSession:
         """Keeps what is live of a proposal. A malformed one is dropped like a stale one: drafts are hints."""
         num_new = self._tree.graft(proposal) if self._is_well_formed(proposal) else 0
         self._num_dropped += len(proposal.token_ids) - num_new
-        if num_new:
-            self.pace.on_proposal(now_s, num_new)
+        self.pace.on_proposal(now_s, num_new)  # 0 too: the drafter is alive, and starts again
 
     def _is_well_formed(self, proposal: Proposal) -> bool:
         return 0 < len(proposal.token_ids) <= MAX_PROPOSAL_TOKENS and max(proposal.token_ids) < self._vocab_size
+
+    @property
+    def num_staged(self) -> int:
+        """Staged tokens that could still be verified."""
+        return len(self.drafted(self._max_length))
 
     def drafted(self, k: int) -> list[TokenId]:
         """Up to ``k`` staged tokens to verify, leaving room for the target's own token."""
@@ -70,13 +76,15 @@ class VerifierSession:
             num_accepted += 1
         start = len(self.token_ids)
         committed, finish_reason = self._cut_at_end(draws[: num_accepted + 1], start)
+        missed = num_accepted < len(drafted)
         num_accepted = min(num_accepted, len(committed))
-        self.profile.observe(len(drafted), num_accepted)
-        num_dropped = self._num_dropped + self._tree.commit(committed)
-        self._num_dropped = 0
-        num_staged = len(self.drafted(self._max_length))
-        self.pace.on_verdict(now_s, num_staged)
-        return Verdict(start, committed, len(drafted), num_accepted, num_staged, num_dropped, finish_reason)
+        num_contradicted = self._tree.commit(committed)
+        num_dropped, self._num_dropped = self._num_dropped + num_contradicted, 0
+        if finish_reason is None:
+            for profile in (self.profile, self._shared_profile):
+                profile.observe(len(drafted), num_accepted)
+            self.pace.on_verdict(now_s, self.num_staged, missed or num_contradicted > 0)
+        return Verdict(start, committed, len(drafted), num_accepted, self.num_staged, num_dropped, finish_reason)
 
     def _cut_at_end(self, token_ids: Sequence[TokenId], start: int) -> tuple[tuple[TokenId, ...], FinishReason | None]:
         """What is left of ``token_ids`` when nothing may follow a stop token or ``max_length``."""

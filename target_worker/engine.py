@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from inference import Runtime, StepResult
 from rpc.engine_host import ConnectionId, Hangup, Submitted
-from speculation.acceptance import AcceptanceProfile
+from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.cost import DraftPace, StepCostModel
 from speculation.messages import (
     CloseSession,
@@ -61,7 +61,7 @@ class VerifyEngine:
         self._forward = VerifyForward(runtime, vocab_size, self._make_room, self._fail)
         self._costs = StepCostModel()
         self._planner = StepPlanner(self._costs, max_step_tokens)
-        self._profile = AcceptanceProfile()
+        self._profile = AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
         self._pace = DraftPace()
         self._sessions: dict[SessionKey, TargetSession] = {}
         self._errors: list[tuple[SessionKey, SessionError]] = []
@@ -77,16 +77,16 @@ class VerifyEngine:
                     self._drop(key)
             else:
                 for session_id, item in command.items:
-                    self._apply_item((command.connection, session_id), item)
+                    self._apply_item((command.connection, session_id), item, command.arrived_s)
 
-    def _apply_item(self, key: SessionKey, item: TargetCommand) -> None:
+    def _apply_item(self, key: SessionKey, item: TargetCommand, arrived_s: float) -> None:
         session = self._sessions.get(key)
         if isinstance(item, OpenTarget):
             self._open(key, item)
         elif session is None:
             pass  # it ended while this was on its way
         elif isinstance(item, Proposal):
-            session.verifier.stage(item, self._clock())
+            session.verifier.stage(item, arrived_s)
         elif isinstance(item, SetK):
             session.verifier.k = item.k
         elif isinstance(item, CloseSession):
@@ -99,7 +99,7 @@ class VerifyEngine:
         if error is not None:
             self._fail(key, error)
             return
-        verifier = VerifierSession(command, self._vocab_size, AcceptanceProfile(self._profile), DraftPace(self._pace))
+        verifier = VerifierSession(command, self._vocab_size, self._profile, self._pace)
         self._sessions[key] = TargetSession(key, verifier, self._runtime.open())
 
     def _drop(self, key: SessionKey) -> None:
@@ -146,7 +146,7 @@ class VerifyEngine:
         verifier = session.verifier
         return Candidate(
             session_id=SessionId(session.sequence),
-            num_staged=len(verifier.drafted(verifier.k)),
+            num_staged=verifier.num_staged,
             k=verifier.k,
             survival=verifier.profile.survival(verifier.k),
             pace=verifier.pace if verifier.k else None,
@@ -192,7 +192,6 @@ class VerifyEngine:
     def _conclude(self, entry: StepEntry, draws: Sequence[int], now_s: float) -> Verdict:
         session = entry.session
         verdict = session.verifier.conclude(entry.drafted, draws, now_s)
-        self._profile.observe(verdict.num_drafted, verdict.num_accepted)
         if verdict.finish_reason is not None:
             self._drop(session.key)
         else:

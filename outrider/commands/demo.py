@@ -30,7 +30,9 @@ def demo(settings: DemoSettings, config: Path | None = None) -> None:
     if settings.as_json:
         typer.echo(json.dumps(report(comparison), ensure_ascii=False))
     else:
-        Console(highlight=False).print(_table(comparison))
+        console = Console(highlight=False)
+        console.print(_table(comparison))
+        console.print(_verdict(comparison), soft_wrap=True)
     if not comparison.tokens_equal:
         raise CommandFailed(f"the tokens differ from output token {comparison.first_difference} on: this is a defect")
 
@@ -59,7 +61,7 @@ def _live_printer(task: Task) -> OnEvent:
                 printer.tokens(event)
             case Finished():
                 printer.end()
-                typer.echo(f"\n{task.max_tokens} tokens at most, each way again ...", err=True)
+                typer.echo("\nthe same again, plain and speculative in turn ...\n", err=True)
 
     return show
 
@@ -69,7 +71,7 @@ def _show_nothing(event: Event) -> None:
 
 
 def _table(comparison: Comparison) -> Table:
-    table = Table("", "speculative", "plain", title=_verdict(comparison), title_justify="left")
+    table = Table("", "speculative", "plain")
     for name, value in (
         ("tokens", lambda run: float(len(run.completion.token_ids))),
         ("time to first token, ms", lambda run: 1000 * run.first_token_s),
@@ -86,9 +88,9 @@ def _table(comparison: Comparison) -> Table:
 
 
 def _verdict(comparison: Comparison) -> str:
-    same = "the same tokens" if comparison.tokens_equal else "DIFFERENT TOKENS"
+    same = "Both ways gave the same tokens" if comparison.tokens_equal else "The two ways gave DIFFERENT TOKENS"
     policy = comparison.speculative[0].completion.speculation.policy
-    return f"{same} in {len(comparison.plain)} pairs of runs; medians; policy {policy}"
+    return f"{same}. Medians over {len(comparison.plain)} pairs of runs; K chosen by the {policy} policy."
 
 
 def _number(value: float) -> str:

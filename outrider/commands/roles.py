@@ -14,7 +14,8 @@ from coordinator.settings import CoordinatorSettings
 from draft_worker.settings import DraftWorkerSettings
 from outrider.options import with_settings
 from outrider.parent_watch import die_with_parent
-from rpc.server import Status
+from outrider.role_process import status_text
+from rpc.server import Status, check_bindable
 from target_worker.settings import TargetWorkerSettings
 
 STATUS_JSON = "--status-json"
@@ -35,6 +36,7 @@ def coordinator(settings: CoordinatorSettings, status_json: StatusJson = False) 
 @with_settings(DraftWorkerSettings, "draft")
 def draft_worker(settings: DraftWorkerSettings, status_json: StatusJson = False) -> None:
     """Draft ahead of the target, with a small model."""
+    check_bindable(settings.host, settings.port)  # a port in use is told before torch is imported
     from draft_worker.serve import serve
 
     _run("draft-worker", lambda on_status: serve(settings, on_status), status_json)
@@ -43,6 +45,7 @@ def draft_worker(settings: DraftWorkerSettings, status_json: StatusJson = False)
 @with_settings(TargetWorkerSettings, "target")
 def target_worker(settings: TargetWorkerSettings, status_json: StatusJson = False) -> None:
     """Serve the large model, which decides."""
+    check_bindable(settings.host, settings.port)  # a port in use is told before torch is imported
     from target_worker.serve import serve
 
     _run("target-worker", lambda on_status: serve(settings, on_status), status_json)
@@ -61,7 +64,7 @@ def _run(role: str, serve: Callable[[OnStatus], Coroutine[None, None, None]], st
         if status_json:
             typer.echo(json.dumps(dataclasses.asdict(status)))
         else:
-            parts = (f"{role}: {status.event}", status.detail, f"at {status.address}" if status.address else "")
-            typer.echo(" ".join(filter(None, parts)), err=True)
+            address = f" (at {status.address})" if status.event == "ready" and status.address else ""
+            typer.echo(f"{role}: {status_text(status.event, status.detail)}{address}", err=True)
 
     asyncio.run(serve(on_status))

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.doubles.tiny_models import byte_level_tokenizer, perturbed, save, tiny_llama
 from tests.e2e.processes import Up, running_up
@@ -21,9 +23,9 @@ MAX_CONTEXT = 2048
 class Models:
     target: str
     twin: str
-    """The target's own weights: everything it drafts is right."""
+    """Says what the target says, in a sixteenth of its layers: everything it drafts is right."""
     cousin: str
-    """The target's weights with some noise: much that it drafts is right."""
+    """The twin's weights with some noise: much that it drafts is right."""
     stranger: str
     """Other weights: nearly everything it drafts is wrong."""
     foreign: str
@@ -33,14 +35,26 @@ class Models:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     root: Path = tmp_path_factory.mktemp("models")
-    target, stranger = (tiny_llama(seed, max_context=MAX_CONTEXT) for seed in (1, 2))
+    twin, stranger = (tiny_llama(seed, max_context=MAX_CONTEXT) for seed in (1, 2))
     return Models(
-        target=str(save(target, root / "target")),
-        twin=str(save(target, root / "twin")),
-        cousin=str(save(perturbed(target, 0.03), root / "cousin")),
+        target=str(save(deepened(twin, num_layers=32), root / "target")),
+        twin=str(save(twin, root / "twin")),
+        cousin=str(save(perturbed(twin, 0.01), root / "cousin")),
         stranger=str(save(stranger, root / "stranger")),
-        foreign=str(save(target, root / "foreign", with_two_tokens_exchanged(byte_level_tokenizer()))),
+        foreign=str(save(twin, root / "foreign", with_two_tokens_exchanged(byte_level_tokenizer()))),
     )
+
+
+def deepened(model: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
+    """A model that says the same and takes longer: the layers added add nothing."""
+    config = LlamaConfig(**{**model.config.to_dict(), "num_hidden_layers": num_layers})
+    deep = LlamaForCausalLM(config).eval()
+    deep.load_state_dict(model.state_dict(), strict=False)
+    with torch.no_grad():
+        for layer in deep.model.layers[model.config.num_hidden_layers :]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    return deep
 
 
 def with_two_tokens_exchanged(tokenizer: Tokenizer) -> Tokenizer:
@@ -54,7 +68,7 @@ def with_two_tokens_exchanged(tokenizer: Tokenizer) -> Tokenizer:
 @pytest.fixture(scope="session")
 def up(models: Models) -> Iterator[Up]:
     """A deployment whose draft worker is right often, and often wrong."""
-    with running_up("--target", models.target, "--draft", models.cousin) as up:
+    with running_up("--target", models.target, "--draft", models.cousin, "--policy=fixed", "--max-k=4") as up:
         yield up
         exit_code, alive = up.end(signal.SIGTERM)
     assert (exit_code, alive) == (143, [])

@@ -30,9 +30,8 @@ def test_json_is_the_same_with_and_without_speculation(up: Up) -> None:
     assert fast["token_ids"] == plain["token_ids"]
     assert fast["text"] == plain["text"]
     assert fast["finish_reason"] == plain["finish_reason"]
-    assert (
-        fast["usage"] == plain["usage"] == {"prompt_tokens": len(PROMPT), "completion_tokens": len(fast["token_ids"])}
-    )
+    assert fast["usage"] == plain["usage"]
+    assert fast["usage"]["completion_tokens"] == len(fast["token_ids"])
     assert fast["speculation"]["num_accepted"] > 0
     assert plain["speculation"]["num_drafted"] == 0
 

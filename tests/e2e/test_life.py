@@ -19,10 +19,10 @@ PROMPT = "class Parser:"
 
 async def test_killing_the_draft_worker_changes_no_token(up: Up) -> None:
     async with Client(up.address) as client:
-        plain = await client.complete(PROMPT, max_tokens=600, ignore_eos=True, speculation=Speculation(disabled=True))
+        plain = await client.complete(PROMPT, max_tokens=300, ignore_eos=True, speculation=Speculation(disabled=True))
         drafter = up.child("draft-worker")
         events: list[Event] = []
-        async for event in client.generate(PROMPT, max_tokens=600, ignore_eos=True):
+        async for event in client.generate(PROMPT, max_tokens=300, ignore_eos=True):
             events.append(event)
             if len(events) == 10:
                 drafter.kill()

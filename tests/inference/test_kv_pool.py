@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -123,7 +125,7 @@ def test_a_growing_sequence_stays_in_one_run() -> None:
     pool = KVPool(num_blocks=64, block_size=4)
     sequences = [pool.open() for _ in range(4)]
     for _ in range(12):
-        pool.extend({sequence: 4 for sequence in sequences})
+        pool.extend(dict.fromkeys(sequences, 4))
     for sequence in sequences:
         blocks = pool.blocks(sequence)
         assert blocks == list(range(blocks[0], blocks[0] + 12))
@@ -136,6 +138,30 @@ def test_the_last_free_block_can_be_used() -> None:
     pool.extend({first: 2})
     with pytest.raises(OutOfKVBlocks, match="needs 1 KV blocks of 2 tokens and 0 are free"):
         pool.extend({second: 1})
+
+
+def test_growing_into_a_shared_block_needs_room_for_its_copy() -> None:
+    pool = KVPool(num_blocks=2, block_size=2)
+    trunk = pool.open()
+    pool.extend({trunk: 4})
+    branch, _ = pool.fork(trunk)
+    pool.truncate(branch, 1)
+    with pytest.raises(OutOfKVBlocks):
+        pool.extend({branch: 1})
+    pool.truncate(trunk, 2)
+    [copy] = pool.extend({branch: 1})
+    assert copy.source == pool.blocks(trunk)[0] != pool.blocks(branch)[0] == copy.target
+
+
+def test_a_fork_leaves_the_trunk_in_place() -> None:
+    """The trunk is the sequence that goes on: the copy of the partial block is the fork's."""
+    pool = KVPool(num_blocks=32, block_size=4)
+    trunk = pool.open()
+    pool.extend({trunk: 6})
+    fork, [copy] = pool.fork(trunk)
+    assert pool.blocks(fork) == [pool.blocks(trunk)[0], copy.target]
+    assert pool.extend({trunk: 6}) == []
+    assert pool.blocks(trunk) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("length", [-1, 6])
@@ -220,7 +246,7 @@ class FreeBlocksMachine(RuleBasedStateMachine):
     def runs_are_the_set(self) -> None:
         runs = self.free_blocks.runs()
         assert [block for start, stop in runs for block in range(start, stop)] == sorted(self.free)
-        assert all(left[1] < right[0] for left, right in zip(runs, runs[1:], strict=False)), "neighbours not joined"
+        assert all(left[1] < right[0] for left, right in itertools.pairwise(runs)), "neighbours not joined"
         assert len(self.free_blocks) == len(self.free)
 
 

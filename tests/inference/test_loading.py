@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from inference import Chunk, ModelLoadError, ModelNotFound, load_model, load_tokenizer_json
 from inference.model_probe import usable_context
 
-from .tiny_models import VOCAB_SIZE, save_tiny_model
+from .tiny_models import CONFIGS, VOCAB_SIZE, save_tiny_model
 
 
 def test_description(llama_folder: Path) -> None:
@@ -41,6 +41,17 @@ def test_bfloat16_weights_run_in_float32_on_cpu(tmp_path: Path) -> None:
     assert loaded.description.dtype == "float32"
     assert {p.dtype for p in loaded.runtime._model.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in loaded.runtime._model.parameters())
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = CONFIGS["llama-gqa"]()
+    config.tie_word_embeddings = True
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = load_model(tmp_path, device="cpu", kv_tokens=64).runtime._model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.weight.is_contiguous()
+    assert model.model.layers[0].mlp.up_proj.weight.t().is_contiguous()
 
 
 def test_several_eos_tokens(tmp_path: Path, llama_folder: Path) -> None:
@@ -81,9 +92,21 @@ def test_damaged_model(tmp_path: Path, damage: object) -> None:
     damage(tmp_path)
     with pytest.raises(ModelLoadError) as caught:
         load_model(tmp_path, device="cpu", kv_tokens=64)
-    assert str(caught.value).startswith(f"{tmp_path} cannot be loaded: ")
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) > len(f"{tmp_path} cannot be loaded: ") + 5
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path} cannot be loaded (")
+    assert message.endswith("): check its files, or download it again")
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+def test_model_without_a_tokenizer(llama_folder: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"put the model's tokenizer\.json into its folder"):
+        load_tokenizer_json(llama_folder)
+
+
+def test_a_pool_too_large_for_memory(llama_folder: Path) -> None:
+    with pytest.raises(ModelLoadError, match="lower kv_tokens"):
+        load_model(llama_folder, device="cpu", kv_tokens=2**50)
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:

@@ -89,8 +89,9 @@ def test_no_step_before_the_first_command(harness: Harness) -> None:
         engine.stepped.get_nowait()
 
 
-def test_steps_on_without_commands_while_there_is_work(harness: Harness) -> None:
-    engine = ScriptedEngine(*[lambda: StepResult(["x"], wait_s=0)] * 3)
+@pytest.mark.parametrize("wait_s", [0.0, -0.5])
+def test_steps_on_without_commands_while_there_is_work(harness: Harness, wait_s: float) -> None:
+    engine = ScriptedEngine(*[lambda: StepResult(["x"], wait_s=wait_s)] * 3)
     harness.start(engine).submit("a")
     for _ in range(4):  # the fourth has nothing to do and waits
         engine.stepped.get(timeout=WITHIN_S)
@@ -146,6 +147,27 @@ def test_failure_is_reported_and_ends_the_thread(harness: Harness, caplog: pytes
     assert "no more" in caplog.text
     with pytest.raises(ModelThreadStopped):
         thread.submit("b")
+
+
+def test_a_failed_thread_takes_no_more_commands(harness: Harness) -> None:
+    def fail() -> StepResult[str]:
+        raise MemoryError
+
+    outcome: SimpleQueue[str] = SimpleQueue()
+
+    def submit_again(error: BaseException) -> None:
+        try:
+            thread.submit("b")
+        except ModelThreadStopped:
+            outcome.put("refused")
+        else:
+            outcome.put("taken")
+
+    thread: ModelThread[str, str] = ModelThread(ScriptedEngine(fail), harness.delivered.put, on_failure=submit_again)
+    thread.start()
+    thread.submit("a")
+    assert outcome.get(timeout=WITHIN_S) == "refused"
+    thread.stop()
 
 
 def test_failure_to_deliver_is_reported_too(harness: Harness) -> None:

@@ -120,3 +120,12 @@ def test_position_and_token_are_not_interchangeable() -> None:
     square = uniform([5] * 300, range(300), torch.arange(300)).numpy()
     assert len(np.unique(square)) == 300 * 300
     assert abs(np.corrcoef(square.ravel(), square.T.ravel())[0, 1]) < 0.02
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_same_bits_on_a_gpu() -> None:
+    tokens = torch.arange(50_000)
+    on_gpu = random_bits(SEEDS, POSITIONS, tokens.cuda(), 3)
+    assert torch.equal(on_gpu.cpu(), random_bits(SEEDS, POSITIONS, tokens, 3))
+    noise = gumbel(SEEDS, POSITIONS, tokens.cuda())
+    torch.testing.assert_close(noise.cpu(), gumbel(SEEDS, POSITIONS, tokens), rtol=0, atol=1e-13)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from inference import Chunk, SequenceId, TransformersRuntime, load_model
+from inference import Chunk, SamplingRow, SequenceId, TransformersRuntime, draw, load_model
 
 from .tiny_models import CONFIGS, VOCAB_SIZE, WINDOW, save_tiny_model
 
@@ -54,25 +54,28 @@ class Checker:
     def _draw(self, num_tokens: int) -> list[int]:
         return [self._random.randrange(VOCAB_SIZE) for _ in range(num_tokens)]
 
+    def _as_input(self, sequence: SequenceId) -> torch.Tensor:
+        return torch.tensor([self.tokens[sequence]], device=self.reference.device)
+
     def _full_forward(self, sequence: SequenceId, num_logits: int) -> torch.Tensor:
         with torch.inference_mode():
-            logits = self.reference(torch.tensor([self.tokens[sequence]]), use_cache=False).logits[0]
+            logits = self.reference(self._as_input(sequence), use_cache=False).logits[0]
         return logits[len(logits) - num_logits :]
 
 
 @pytest.fixture(scope="module", params=sorted(CONFIGS))
 def make_checker(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, device: str
 ) -> Iterator[Callable[..., Checker]]:
     folder = tmp_path_factory.mktemp("model")
     save_tiny_model(request.param, folder)
-    reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").to(device).eval()
 
     def make(kv_tokens: int = 512, block_size: int = 4) -> Checker:
-        loaded = load_model(folder, device="cpu", kv_tokens=kv_tokens, block_size=block_size)
+        loaded = load_model(folder, device=device, dtype="float32", kv_tokens=kv_tokens, block_size=block_size)
         return Checker(reference, loaded.runtime)
 
-    yield make
+    return make
 
 
 @pytest.fixture
@@ -154,10 +157,23 @@ def test_scattered_blocks(make_checker: Callable[..., Checker]) -> None:
     checker.step((third, 1, 1))
 
 
+def test_greedy_decoding_says_what_generate_says(checker: Checker) -> None:
+    prompt = list(range(3, 14))
+    expected = checker.reference.generate(
+        torch.tensor([prompt], device=checker.reference.device), max_new_tokens=40, do_sample=False, eos_token_id=None
+    )
+    sequence, new_tokens, said = checker.runtime.open(), prompt, list(prompt)
+    for _ in range(40):
+        logits = checker.runtime.forward([Chunk(sequence, new_tokens, 1)])
+        new_tokens = draw(logits, [SamplingRow(temperature=0)], [len(said)]).token_ids
+        said += new_tokens
+    assert said == expected[0].tolist()
+
+
 def test_reference_is_sensitive_to_distant_tokens(make_checker: Callable[..., Checker]) -> None:
     """Guards the tests above: a reference whose logits hardly depend on the context would accept anything."""
     reference = make_checker().reference
-    tokens = torch.arange(3, 3 + 2 * WINDOW).unsqueeze(0)
+    tokens = torch.arange(3, 3 + 2 * WINDOW, device=reference.device).unsqueeze(0)
     changed = tokens.clone()
     changed[0, -WINDOW] += 1
     with torch.inference_mode():

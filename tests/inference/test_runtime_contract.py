@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference import Chunk, ContextOverflow, OutOfKVBlocks, TransformersRuntime, UnknownSequence, load_model
+from inference import Chunk, ContextOverflow, OutOfKVBlocks, TransformersRuntime, UnknownSequence, load_model, warm_up
 from inference.attention import AttentionStep
 from inference.kv_cache import KVCache
 from inference.packing import PackedBatch
@@ -18,8 +18,8 @@ from .tiny_models import VOCAB_SIZE
 
 
 @pytest.fixture
-def runtime(llama_folder: Path) -> TransformersRuntime:
-    return load_model(llama_folder, device="cpu", kv_tokens=64, block_size=8).runtime
+def runtime(llama_folder: Path, device: str) -> TransformersRuntime:
+    return load_model(llama_folder, device=device, dtype="float32", kv_tokens=64, block_size=8).runtime
 
 
 def test_counts(runtime: TransformersRuntime) -> None:
@@ -50,8 +50,8 @@ def test_out_of_blocks_changes_nothing(runtime: TransformersRuntime) -> None:
     runtime.forward([Chunk(small, [1], 1), Chunk(large, [1] * 8, 1)])
 
 
-def test_context_overflow_changes_nothing(llama_folder: Path) -> None:
-    runtime = load_model(llama_folder, device="cpu", kv_tokens=512).runtime
+def test_context_overflow_changes_nothing(llama_folder: Path, device: str) -> None:
+    runtime = load_model(llama_folder, device=device, dtype="float32", kv_tokens=512).runtime
     sequence, other = runtime.open(), runtime.open()
     assert runtime.max_context == 128
     runtime.forward([Chunk(sequence, [1] * 128, 1)])
@@ -92,7 +92,7 @@ def test_freed_sequence_is_unknown(runtime: TransformersRuntime) -> None:
     assert runtime.open() != sequence
 
 
-def test_failing_forward_is_rolled_back(llama_folder: Path) -> None:
+def test_failing_forward_is_rolled_back(llama_folder: Path, device: str) -> None:
     class FailingStep:
         def attend(self, *args: object) -> torch.Tensor:
             raise torch.OutOfMemoryError
@@ -104,7 +104,9 @@ def test_failing_forward_is_rolled_back(llama_folder: Path) -> None:
             return FailingStep() if self.fails else super().plan(batch, cache)
 
     backend = FailingBackend()
-    runtime = load_model(llama_folder, device="cpu", kv_tokens=64, block_size=8, backend=backend).runtime
+    runtime = load_model(
+        llama_folder, device=device, dtype="float32", kv_tokens=64, block_size=8, backend=backend
+    ).runtime
     sequence = runtime.open()
     expected = runtime.forward([Chunk(sequence, range(10), 10)])
     runtime.truncate(sequence, 5)
@@ -131,8 +133,8 @@ def test_a_sequence_does_not_see_its_neighbours(runtime: TransformersRuntime) ->
     assert torch.equal(decode(1), decode(90))
 
 
-def test_bfloat16(llama_folder: Path, runtime: TransformersRuntime) -> None:
-    half = load_model(llama_folder, device="cpu", dtype="bfloat16", kv_tokens=64).runtime
+def test_bfloat16(llama_folder: Path, runtime: TransformersRuntime, device: str) -> None:
+    half = load_model(llama_folder, device=device, dtype="bfloat16", kv_tokens=64).runtime
     logits = [r.forward([Chunk(r.open(), range(20), 20)]) for r in (runtime, half)]
     assert logits[1].dtype == torch.float32
     assert not torch.equal(*logits)
@@ -142,4 +144,10 @@ def test_bfloat16(llama_folder: Path, runtime: TransformersRuntime) -> None:
 def test_the_model_does_not_run_without_its_runtime(runtime: TransformersRuntime) -> None:
     call: Callable[..., object] = runtime._model
     with pytest.raises(RuntimeError, match="only through its Runtime"):
-        call(torch.tensor([[1]]))
+        call(torch.tensor([[1]], device=runtime._model.device))
+
+
+def test_warm_up_leaves_nothing_behind(runtime: TransformersRuntime) -> None:
+    warm_up(runtime)
+    assert runtime.num_free_tokens == 64
+    runtime.check_integrity()

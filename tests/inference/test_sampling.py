@@ -1,4 +1,4 @@
-"""Draws against transformers' own warpers plus an independent Gumbel argmax, and against the distribution they claim."""
+"""Draws against transformers' own warpers plus a Gumbel argmax of our own, and against the distribution they claim."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOCAB_SIZE = 300
 def warp(logits: torch.Tensor, row: SamplingRow) -> torch.Tensor:
     """What `transformers.generate` makes of one row of logits, [1, V]."""
     scores = TemperatureLogitsWarper(row.temperature)(None, logits) if row.temperature != 1 else logits
-    if 0 < row.top_k:
+    if row.top_k > 0:
         scores = TopKLogitsWarper(row.top_k)(None, scores)
     return TopPLogitsWarper(row.top_p)(None, scores) if row.top_p < 1 else scores
 
@@ -156,6 +156,16 @@ def test_masked_tokens_are_never_drawn() -> None:
         assert all(token_id % 2 for token_id in draw(logits, [row] * 50, range(50)).token_ids)
 
 
+@pytest.mark.parametrize("row", SETTINGS, ids=str)
+def test_a_row_of_nan_harms_nobody(row: SamplingRow) -> None:
+    logits = random_logits(3)
+    expected = draw(logits, [row] * 3, range(3)).token_ids
+    logits[1] = float("nan")
+    got = draw(logits, [row] * 3, range(3)).token_ids
+    assert [got[0], got[2]] == [expected[0], expected[2]]
+    assert 0 <= got[1] < VOCAB_SIZE
+
+
 def test_many_rows_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, rows = random_logits(10), [SamplingRow(seed=index) for index in range(10)]
     at_once = draw(logits, rows, range(10), with_probabilities=True)
@@ -185,3 +195,14 @@ def test_lengths_must_agree() -> None:
 def test_impossible_settings_are_refused(impossible: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
         SamplingRow(**impossible)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("row", SETTINGS, ids=str)
+def test_the_same_draws_on_a_gpu(row: SamplingRow) -> None:
+    logits = random_logits(200, vocab_size=5000)
+    rows = [replace(row, seed=index) for index in range(200)]
+    on_cpu = draw(logits, rows, range(200), with_probabilities=True)
+    on_gpu = draw(logits.cuda(), rows, range(200), with_probabilities=True)
+    assert on_gpu.token_ids == on_cpu.token_ids
+    assert on_gpu.probabilities == pytest.approx(on_cpu.probabilities, rel=1e-5)

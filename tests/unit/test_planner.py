@@ -40,7 +40,9 @@ def geometric(rate: float, depth: int = 8) -> tuple[float, ...]:
     return tuple(rate**d for d in range(1, depth + 1))
 
 
-def candidate(session: int, num_staged: int, k: int = 8, rate: float = 0.75, pace: DraftPace | None = None) -> Candidate:
+def candidate(
+    session: int, num_staged: int, k: int = 8, rate: float = 0.75, pace: DraftPace | None = None
+) -> Candidate:
     return Candidate(SessionId(session), num_staged, k, geometric(rate), pace)
 
 
@@ -98,7 +100,7 @@ def test_budgets_hold(several: list[Candidate], max_step_tokens: int, num_prefil
 
 def test_takes_all_staged_while_costs_are_unknown() -> None:
     plan = StepPlanner(StepCostModel(), 100).plan([candidate(1, 6, k=4), candidate(2, 3, rate=0.01)], 0.0, 0.0)
-    assert plan == StepPlan(0.0, {1: 4, 2: 3})
+    assert plan == StepPlan(0.0, {SessionId(1): 4, SessionId(2): 3})
 
 
 def test_free_tokens_are_all_taken_and_dear_ones_none() -> None:
@@ -108,7 +110,9 @@ def test_free_tokens_are_all_taken_and_dear_ones_none() -> None:
 
 
 def test_likelier_tokens_go_first_across_sessions() -> None:
-    plan = StepPlanner(costs_of(lambda n: 0.02, 2), 6).plan([candidate(1, 8, rate=0.9), candidate(2, 8, rate=0.5)], 0, 0)
+    plan = StepPlanner(costs_of(lambda n: 0.02, 2), 6).plan(
+        [candidate(1, 8, rate=0.9), candidate(2, 8, rate=0.5)], 0, 0
+    )
     assert plan.num_drafted == {1: 4, 2: 0}
 
 
@@ -149,7 +153,17 @@ def test_waits_for_cheap_drafts_after_a_miss() -> None:
         candidate(1, 0, pace=missed_at(100.0, redraft_s=0.025, token_s=0.003)),
         Candidate(SessionId(1), 0, 4, (), missed_at(100.0)),
     ],
-    ids=["no drafter", "pace unknown", "k 0", "always wrong", "nearly so", "all staged", "overdue", "far", "no survival"],
+    ids=[
+        "no drafter",
+        "pace unknown",
+        "k 0",
+        "always wrong",
+        "nearly so",
+        "all staged",
+        "overdue",
+        "far",
+        "no survival",
+    ],
 )
 def test_does_not_wait(reason: Candidate) -> None:
     assert wait_s(reason) == 0.0
@@ -159,6 +173,23 @@ def test_waiting_is_bounded_and_never_holds_up_prefill() -> None:
     one = candidate(1, 0, pace=missed_at(100.0))
     assert wait_s(one, waited_s=WAIT_CAP_STEPS * 0.029) == 0.0
     assert wait_s(one, num_prefill=5) == 0.0
+
+
+@given(candidates(max_sessions=4, max_k=4), st.lists(st.floats(0.0, 0.1), min_size=8, max_size=8), st.floats(0.0, 0.05))
+def test_waits_hold_their_bound_whatever_mix_of_sessions(
+    several: list[Candidate], times_s: list[float], waited_s: float
+) -> None:
+    costs = costs_of(lambda n: 0.028 + 1e-5 * n, len(several))
+    mixed = []
+    for index, one in enumerate(several):
+        pace = pace_of(*times_s[2 * index : 2 * index + 2]) if index % 2 == 0 else None
+        if pace is not None:
+            pace.on_verdict(99.99, 0)
+        mixed.append(Candidate(one.session_id, one.num_staged, one.k, one.survival if one.k else (), pace))
+    wait_s = StepPlanner(costs, 1000).plan(mixed, 100.0, waited_s).wait_s
+    plain_s = costs.step_s(len(several), len(several))
+    assert plain_s is not None
+    assert wait_s == 0.0 or waited_s + wait_s <= WAIT_CAP_STEPS * plain_s + 1e-4
 
 
 def test_many_busy_sessions_just_run() -> None:
@@ -171,7 +202,7 @@ def test_a_silent_drafter_is_waited_for_once() -> None:
     planner, now_s, waited_s, one = StepPlanner(FLAT_28_MS, 1000), 100.0, 0.0, candidate(1, 0, pace=missed_at(100.0))
     while (plan := planner.plan([one], now_s, waited_s)).wait_s:
         now_s, waited_s = now_s + plan.wait_s, waited_s + plan.wait_s
-    assert waited_s < 0.0015
+    assert waited_s < 4 * CHEAP[0]
     for _ in range(20):  # free-runs
         now_s += 0.028
         assert one.pace is not None
@@ -241,9 +272,9 @@ class World:
         self.start_draft()
 
     def arrive(self, draft: Draft) -> None:
-        if draft.is_live(self.num_committed):
-            self.staged.append(draft)
-            self.pace.on_proposal(self.now_s, 1)
+        is_live = draft.is_live(self.num_committed)
+        self.staged += [draft] * is_live
+        self.pace.on_proposal(self.now_s, int(is_live))
 
     def learn(self, num_committed: int) -> None:
         self.known = num_committed
@@ -257,8 +288,10 @@ class World:
         num_accepted = sum(draft.position < draft.wrong_at for draft in drafted)
         self.num_committed += num_accepted + 1
         num_committed = self.num_committed
+        num_before = len(self.staged)
         self.staged = [draft for draft in self.staged if draft.is_live(num_committed)]
-        self.pace.on_verdict(self.now_s, len(self.staged), missed=num_accepted < num_drafted)
+        missed = num_before - len(self.staged) > num_accepted + 1 or num_accepted < num_drafted
+        self.pace.on_verdict(self.now_s, len(self.staged), missed)
         self.at(self.now_s + self.latency_s, lambda: self.learn(num_committed))
 
     def simulate(self, decide: Callable[[World, float], StepPlan]) -> float:
@@ -298,3 +331,67 @@ def stubborn(num_wanted: int) -> Callable[[World, float], StepPlan]:
         return StepPlan(0.0 if num_staged >= num_wanted else 1.0, {SessionId(1): num_staged})
 
     return decide
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    draft_s: float
+    latency_s: float
+    rate: float
+    plain_s: float = 0.028
+    token_s: float = 0.0002
+
+    def world(self) -> World:
+        return World(self.draft_s, self.latency_s, self.rate, self.step_s, num_tokens=500)
+
+    def step_s(self, num_tokens: int) -> float:
+        return self.plain_s + self.token_s * (num_tokens - 1)
+
+
+def simulate(setting: Setting, wait_cap_steps: float = WAIT_CAP_STEPS) -> tuple[float, int]:
+    """Tokens per second of the planner, and how often it waited."""
+    world = setting.world()
+    return world.simulate(planned(world, wait_cap_steps)), world.num_waits
+
+
+@pytest.mark.parametrize("rate", [0.6, 0.75, 0.9])
+@pytest.mark.parametrize("draft_s", [0.0005, 0.001])
+def test_waits_after_misses_where_drafts_are_cheap_and_near(rate: float, draft_s: float) -> None:
+    setting = Setting(draft_s, 0.0003, rate)
+    rate_planned, num_waits = simulate(setting)
+    rate_running, _ = simulate(setting, wait_cap_steps=0.0)
+    assert num_waits > 20
+    assert rate_planned > 1.15 * rate_running
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting(0.003, 0.020, 0.75),
+        Setting(0.003, 0.020, 0.75, plain_s=0.008),
+        Setting(0.020, 0.020, 0.6),
+        Setting(0.006, 0.001, 0.6, plain_s=0.008),
+        Setting(0.0005, 0.0003, 0.0),
+    ],
+    ids=["far", "far, fast target", "slow draft", "slow draft, fast target", "always wrong"],
+)
+def test_free_runs_where_waiting_does_not_pay(setting: Setting) -> None:
+    rate_planned, num_waits = simulate(setting)
+    rate_running, _ = simulate(setting, wait_cap_steps=0.0)
+    assert num_waits < 40
+    assert rate_planned > 0.98 * rate_running
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4, 0.75, 0.9])
+@pytest.mark.parametrize("link", [(0.0005, 0.0003), (0.001, 0.005), (0.003, 0.001), (0.003, 0.02)])
+@pytest.mark.parametrize(("plain_s", "token_s"), [(0.028, 0.00001), (0.028, 0.0007), (0.008, 0.0006)])
+def test_never_far_from_the_best_fixed_rule(
+    rate: float, link: tuple[float, float], plain_s: float, token_s: float
+) -> None:
+    """Fixed rules: always run, or always wait for so many drafts; which is best differs from cell to cell."""
+    setting = Setting(*link, rate, plain_s, token_s)
+    rate_planned, _ = simulate(setting)
+    fixed = [simulate(setting, wait_cap_steps=0.0)[0]]
+    fixed += [setting.world().simulate(stubborn(num_wanted)) for num_wanted in ((1, 2, 4, 6, 8) if rate else (1,))]
+    assert rate_planned > 0.95 * max(fixed)
+    assert rate_planned > 0.98 * fixed[0]

@@ -44,7 +44,7 @@ class Harness:
 
     def send(self, session: int, *commands: DraftCommand) -> None:
         self.proposals.setdefault(session, [])
-        self.engine.apply([Submitted(CONNECTION, [(SessionId(session), command) for command in commands])])
+        self.engine.apply([Submitted(CONNECTION, [(SessionId(session), command) for command in commands], 0.0)])
 
     def step(self) -> float | None:
         result = self.engine.step()

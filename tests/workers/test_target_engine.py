@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 
@@ -42,17 +43,25 @@ class Harness:
 
     def __init__(self, runtime: TransformersRuntime, max_step_tokens: int = 64) -> None:
         self.runtime = runtime
-        self.engine = VerifyEngine(runtime, VOCAB_SIZE, max_step_tokens)
+        # a clock on which every step takes as long as any other, so that the planner trims nothing
+        self.engine = VerifyEngine(runtime, VOCAB_SIZE, max_step_tokens, clock=itertools.count(0.0, 0.01).__next__)
         self.tokens: dict[int, list[int]] = {}
         self.verdicts: dict[int, list[Verdict]] = {}
         self.errors: dict[int, SessionError] = {}
         self.num_frames = 0
 
     def send(self, session: int, *commands: TargetCommand) -> None:
-        self.engine.apply([Submitted(CONNECTION, [(SessionId(session), command) for command in commands])])
+        self.engine.apply([Submitted(CONNECTION, [(SessionId(session), command) for command in commands], 0.0)])
 
-    def open(self, session: int, prompt: Sequence[int], parameters: reference.Parameters, max_tokens: int, k: int = 0,
-             stop: tuple[int, ...] = ()) -> None:
+    def open(
+        self,
+        session: int,
+        prompt: Sequence[int],
+        parameters: reference.Parameters,
+        max_tokens: int,
+        k: int = 0,
+        stop: tuple[int, ...] = (),
+    ) -> None:
         sampling = Sampling(parameters.temperature, parameters.top_k, parameters.top_p, parameters.seed)
         self.tokens[session], self.verdicts[session] = [], []
         self.send(session, OpenTarget(tuple(prompt), sampling, len(prompt) + max_tokens, stop, k))

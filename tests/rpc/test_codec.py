@@ -1,0 +1,104 @@
+"""Whatever goes over the wire comes back the same; odd frames are read without an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protos import common_pb2, draft_pb2, target_pb2
+from rpc import codec
+from speculation.messages import (
+    CloseSession,
+    Commit,
+    FinishReason,
+    ModelInfo,
+    OpenDraft,
+    OpenTarget,
+    Proposal,
+    Sampling,
+    SessionError,
+    SessionErrorCode,
+    SessionId,
+    SetK,
+    SetLookahead,
+    StepReport,
+    TargetFrame,
+    Verdict,
+)
+
+u32 = st.integers(0, 2**32 - 1)
+u64 = st.integers(0, 2**64 - 1)
+tokens = st.lists(u32, max_size=6).map(tuple)
+seconds = st.floats(0, 1e6)
+sampling = st.builds(Sampling, st.floats(0, 10), u32, st.floats(0, 1), u64)
+proposal = st.builds(Proposal, u32, u64, tokens, st.lists(st.floats(0, 1, width=32), max_size=6).map(tuple))
+error = st.builds(SessionError, st.sampled_from(SessionErrorCode), st.text(max_size=20))
+close = st.just(CloseSession())
+verdict = st.builds(Verdict, u32, tokens, u32, u32, u32, u32, st.sampled_from([None, *FinishReason]))
+model_info = st.builds(ModelInfo, st.text(), u32, u32, tokens, u64, st.text(), st.text(), st.binary(), u32)
+
+
+def frame(*items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(st.tuples(u64, st.one_of(*items)), max_size=5).map(tuple)
+
+
+target_command = frame(st.builds(OpenTarget, tokens, sampling, u32, tokens, u32), proposal, st.builds(SetK, u32), close)
+draft_command = frame(
+    st.builds(OpenDraft, tokens, sampling, u32, u32), st.builds(Commit, u32, tokens), st.builds(SetLookahead, u32), close
+)
+step = st.none() | st.builds(StepReport, seconds, u32, u32, seconds)
+
+
+@given(target_command)
+def test_target_commands(items: Any) -> None:
+    data = codec.target_commands_to_proto(items).SerializeToString()
+    assert tuple(codec.target_commands_from_proto(target_pb2.TargetCommands.FromString(data))) == items
+
+
+@given(draft_command)
+def test_draft_commands(items: Any) -> None:
+    data = codec.draft_commands_to_proto(items).SerializeToString()
+    assert tuple(codec.draft_commands_from_proto(draft_pb2.DraftCommands.FromString(data))) == items
+
+
+@given(st.builds(TargetFrame, frame(verdict, error), step))
+def test_target_frames(sent: TargetFrame) -> None:
+    data = codec.target_frame_to_proto(sent).SerializeToString()
+    assert codec.target_frame_from_proto(target_pb2.TargetEvents.FromString(data)) == sent
+
+
+@given(frame(proposal, error))
+def test_draft_frames(items: Any) -> None:
+    data = codec.draft_frame_to_proto(items).SerializeToString()
+    assert codec.draft_frame_from_proto(draft_pb2.DraftEvents.FromString(data)) == items
+
+
+@given(model_info)
+def test_model_info(info: ModelInfo) -> None:
+    data = codec.model_info_to_proto(info).SerializeToString()
+    assert codec.model_info_from_proto(common_pb2.ModelInfo.FromString(data)) == info
+
+
+def test_items_without_content_are_skipped() -> None:
+    commands = target_pb2.TargetCommands(
+        items=[target_pb2.TargetCommand(session_id=1), target_pb2.TargetCommand(session_id=2, set_k=target_pb2.SetK(k=3))]
+    )
+    assert codec.target_commands_from_proto(commands) == [(SessionId(2), SetK(3))]
+    assert codec.draft_commands_from_proto(draft_pb2.DraftCommands(items=[draft_pb2.DraftCommand()])) == []
+    assert codec.target_frame_from_proto(target_pb2.TargetEvents(items=[target_pb2.TargetEvent()])) == TargetFrame(())
+    assert codec.draft_frame_from_proto(draft_pb2.DraftEvents(items=[draft_pb2.DraftEvent()])) == ()
+
+
+def test_codes_of_a_newer_peer() -> None:
+    events = target_pb2.TargetEvents()
+    events.items.add(session_id=1).error.code = 99  # type: ignore[assignment]
+    events.items.add(session_id=2).verdict.finish_reason = 99  # type: ignore[assignment]
+
+    [(_, failure), (_, verdict)] = codec.target_frame_from_proto(events).items
+
+    assert isinstance(failure, SessionError)
+    assert failure.code is SessionErrorCode.INTERNAL
+    assert isinstance(verdict, Verdict)
+    assert verdict.finish_reason is FinishReason.LENGTH

@@ -1,0 +1,159 @@
+"""Defaults are filled in, limits are the model's, and everything wrong is named at once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, SpeculationOptions, validate
+from coordinator.vocabulary import load_served_model
+from rpc.errors import InvalidRequest, ModelNotFound
+from speculation.messages import Sampling
+from tests.doubles.scripted_workers import toy_model_info, toy_tokenizer_json
+
+TOKENIZER = toy_tokenizer_json()
+MODEL = load_served_model(toy_model_info("toy", TOKENIZER, max_context=100), TOKENIZER)
+DEFAULTS = SpeculationDefaults(policy="goodput", max_k=8, max_lookahead=20)
+
+
+def job_of(request: GenerateRequest) -> Job:
+    return validate(request, MODEL, DEFAULTS)
+
+
+def violations_of(request: GenerateRequest) -> dict[str, str]:
+    with pytest.raises(InvalidRequest) as caught:
+        job_of(request)
+    return {violation.field: violation.description for violation in caught.value.violations}
+
+
+def test_defaults() -> None:
+    job = job_of(GenerateRequest(prompt="abc", seed=5))
+
+    assert dataclasses.replace(job, request_id="") == Job(
+        request_id="",
+        prompt_token_ids=(1, 2, 3),
+        sampling=Sampling(0.0, 0, 1.0, 5),
+        max_length=100,
+        stop_token_ids=(0,),
+        policy="goodput",
+        k=8,
+        max_lookahead=20,
+    )
+    assert job.request_id
+
+
+def test_everything_said() -> None:
+    options = SpeculationOptions(policy="fixed", k=2, lookahead=7)
+    job = job_of(
+        GenerateRequest(
+            prompt=[4, 5],
+            model="toy",
+            max_tokens=10,
+            temperature=0.8,
+            top_k=3,
+            top_p=0.9,
+            seed=2**64 - 1,
+            stop_token_ids=[9, 7, 9],
+            ignore_eos=True,
+            speculation=options,
+            request_id="mine",
+        )
+    )
+
+    assert job == Job("mine", (4, 5), Sampling(0.8, 3, 0.9, 2**64 - 1), 12, (7, 9), "fixed", 2, 7)
+
+
+def test_without_a_seed_one_is_drawn_each_time() -> None:
+    seeds = {job_of(GenerateRequest(prompt="a")).sampling.seed for _ in range(8)}
+    assert len(seeds) == 8
+
+
+def test_stop_tokens_come_besides_the_models_own() -> None:
+    assert job_of(GenerateRequest(prompt="a", stop_token_ids=[3])).stop_token_ids == (0, 3)
+
+
+def test_top_k_beyond_the_vocabulary_is_the_vocabulary() -> None:
+    assert job_of(GenerateRequest(prompt="a", top_k=2**62)).sampling.top_k == MODEL.info.vocab_size
+
+
+@pytest.mark.parametrize(
+    "options",
+    [SpeculationOptions(disabled=True), SpeculationOptions(k=0), SpeculationOptions(lookahead=0)],
+)
+def test_ways_to_decode_plainly(options: SpeculationOptions) -> None:
+    assert job_of(GenerateRequest(prompt="a", speculation=options)).policy is None
+
+
+def test_a_k_of_its_own_gets_the_lookahead_it_needs() -> None:
+    assert job_of(GenerateRequest(prompt="a", speculation=SpeculationOptions(k=30))).max_lookahead > 60
+
+
+def test_prompt_and_answer_may_fill_the_context_exactly() -> None:
+    assert job_of(GenerateRequest(prompt=[1] * 99)).max_length == 100
+    assert job_of(GenerateRequest(prompt=[1] * 40, max_tokens=60)).max_length == 100
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "parts"),
+    [
+        (GenerateRequest(prompt=[1] * 100), "prompt", ["100 tokens", "99"]),
+        (GenerateRequest(prompt=[1] * 40, max_tokens=61), "max_tokens", ["61", "at most 60", "100"]),
+        (GenerateRequest(prompt="a", max_tokens=0), "max_tokens", ["is 0", "at least 1"]),
+        (GenerateRequest(prompt="a", temperature=float("nan")), "temperature", ["nan"]),
+        (GenerateRequest(prompt=[1, 11, 12, 13, 14]), "prompt", ["11, 12, 13 ...", "[0, 11)"]),
+        (GenerateRequest(prompt="a", seed=-1), "seed", ["-1"]),
+        (GenerateRequest(prompt="a", seed=2**64), "seed", ["2^64"]),
+        (GenerateRequest(prompt="\ud800"), "prompt", ["Unicode"]),
+        (GenerateRequest(prompt=""), "prompt", ["empty"]),
+        (GenerateRequest(prompt="xyz"), "prompt", ["empty"]),  # nothing of it is in the vocabulary
+        (GenerateRequest(prompt="a", speculation=SpeculationOptions(k=65)), "speculation.k", ["65", "[0, 64]"]),
+        (GenerateRequest(prompt="a", speculation=SpeculationOptions(policy="x")), "speculation.policy", ["goodput"]),
+    ],
+)
+def test_violations_name_the_value_and_the_limit(request_: GenerateRequest, field: str, parts: list[str]) -> None:
+    violations = violations_of(request_)
+
+    assert set(violations) == {field}
+    for part in parts:
+        assert part in violations[field]
+
+
+def test_unknown_model() -> None:
+    with pytest.raises(ModelNotFound, match="'toy'"):
+        job_of(GenerateRequest(prompt="a", model="other"))
+
+
+numbers = st.integers() | st.none()
+floats = st.floats() | st.none()
+
+
+@given(
+    st.builds(
+        GenerateRequest,
+        prompt=st.lists(st.integers(-2, 13), max_size=120) | st.text(max_size=20),
+        max_tokens=numbers,
+        temperature=floats,
+        top_k=numbers,
+        top_p=floats,
+        seed=numbers,
+        stop_token_ids=st.lists(st.integers(-2, 13), max_size=70),
+        speculation=st.builds(SpeculationOptions, policy=st.sampled_from(["", "fixed", "x"]), k=numbers, lookahead=numbers),
+    )
+)
+def test_whatever_is_accepted_fits_the_model_and_the_wire(request_: GenerateRequest) -> None:
+    try:
+        job = job_of(request_)
+    except InvalidRequest as error:
+        assert error.violations
+        return
+    assert 0 < len(job.prompt_token_ids) < job.max_length <= 100
+    assert all(0 <= id_ < 11 for id_ in (*job.prompt_token_ids, *job.stop_token_ids))
+    assert 0 <= job.sampling.temperature < float("inf")
+    assert 0 < job.sampling.top_p <= 1
+    assert 0 <= job.sampling.top_k < 2**32
+    assert 0 <= job.sampling.seed < 2**64
+    assert 0 <= job.k <= 64
+    assert 0 <= job.max_lookahead <= 256
