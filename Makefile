@@ -29,6 +29,10 @@ help:  ## list the targets
 demo: $(VENV)/.stamp-worker $(STUBS)  ## run the embedded pair: live text, speculative and plain side by side
 	@$(BIN)/outrider demo $(ARGS)
 
+.PHONY: bench
+bench: $(VENV)/.stamp-worker $(STUBS)  ## measure this machine and the embedded pair; ARGS='--quick --json FILE'
+	@$(BIN)/outrider bench $(ARGS)
+
 .PHONY: test
 test: export OMP_NUM_THREADS = 1  # tests start processes of their own; on few cores more threads only wait
 test: $(VENV)/.stamp-dev $(STUBS)  ## run the tests
@@ -54,13 +58,14 @@ clean:  ## remove .venv and all that is generated
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	rm -f protos/*_pb2.py protos/*_pb2.pyi protos/*_pb2_grpc.py protos/*_pb2_grpc.pyi
 
+# Torch comes first and alone, so that only it is looked for at TORCH_INDEX; what it needs comes with the next step.
 # Installing runs the build hook, which makes the stubs; after that a changed .proto remakes them.
 
 $(VENV)/.stamp-torch:
 	@echo "making $(VENV) with $(TORCH)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Outrider needs Python 3.11 or later: make PYTHON=...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
+	@$(PIP) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
 	@touch $@
 
 $(VENV)/.stamp-worker: pyproject.toml hatch_build.py | $(VENV)/.stamp-torch

@@ -47,11 +47,12 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
         self.name = client.name
         self.sessions: dict[SessionId, SessionT] = {}
         self.model: ServedModel | None = None
-        """As last described."""
+        """What it serves; of a worker that is away, what it served last."""
         self.problem: OutriderError | None = None
         """Why the last attempt to connect failed; None while up."""
         self.was_tried = False
         """The first attempt is over, for better or worse."""
+        self._described: ServedModel | None = None  # whether or not it may serve here
         self._client = client
         self._events = events
         self._connection: WorkerConnection[CommandT] | None = None
@@ -91,8 +92,9 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
             return None
 
     async def _connect(self) -> asyncio.Event:
-        self.model = await self._describe()
-        await self._events.check(self, self.model)
+        model = self._described = await self._describe()
+        await self._events.check(self, model)
+        self.model = model
         lost = asyncio.Event()
         self._connection = await self._client.connect(
             lambda frame: self._events.on_frame(self, frame), lambda error: self._on_lost(error, lost)
@@ -102,13 +104,13 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
             self._connection = None
             return lost
         self.problem, self.was_tried = None, True
-        _log.info("connected to %s, serving %s", self.name, self.model.info.name)
+        _log.info("connected to %s, serving %s", self.name, model.info.name)
         self._events.on_up(self)
         return lost
 
     async def _describe(self) -> ServedModel:
         info, tokenizer_json = await self._client.describe()
-        known = self.model
+        known = self._described
         if known is not None and known.info == info and known.tokenizer_json == tokenizer_json:
             return known
         return await asyncio.to_thread(load_served_model, info, tokenizer_json)

@@ -11,15 +11,18 @@ Addresses = Annotated[tuple[str, ...], NoDecode]
 
 
 class CoordinatorSettings(BaseSettings):
-    """Every field has an environment twin ``OUTRIDER_<FIELD>``; lists are comma-separated there."""
+    """Every field has an environment twin ``OUTRIDER_COORDINATOR_<FIELD>``; lists are comma-separated there."""
 
-    model_config = SettingsConfigDict(env_prefix="OUTRIDER_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="OUTRIDER_COORDINATOR_", frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
 
     targets: Addresses
     """``host:port`` of every target worker; at least one."""
     drafts: Addresses = ()
     """``host:port`` of every draft worker; none is plain decoding."""
     host: str = "127.0.0.1"
+    """Interface to listen on; 0.0.0.0 is all of them."""
     port: int = Field(50051, ge=0, le=65535)
     """0 takes any free port."""
     policy: Literal["fixed", "threshold", "goodput"] = "goodput"

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from outrider.commands.bench import bench
 from outrider.commands.demo import demo
 from outrider.commands.generate import generate
 from outrider.commands.roles import STATUS_JSON, coordinator, draft_worker, report_failure, target_worker
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(up)
 app.command()(generate)
+app.command()(bench)
 app.command()(coordinator)
 app.command("draft-worker")(draft_worker)
 app.command("target-worker")(target_worker)

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 
 from outrider.client import Client, Completion, Event, Speculation, Tokens, collect
 
+# No newline at the end: the model's tokens hold a line's end and the next one's indentation together.
 PROMPT = '''\
-def read_config(path, default=None):
-    """Read a configuration file and return a dictionary of its values."""
-'''
+import os
+
+
+def find_files(directory, pattern):
+    """Return a list of all files below directory whose name matches pattern."""'''
 _WARM_UP_TOKENS = 24
 
 OnEvent = Callable[[Event], None]

@@ -35,7 +35,9 @@ class Progress:
         self.done()
 
     def show(self, role: str, text: str) -> None:
-        """News of one role."""
+        """News of one role; the same again is none."""
+        if self._latest.get(role) == text:
+            return
         self._latest[role] = text
         if self._spinner is None:
             self._console.print(f"{role}: {text}", markup=False)
@@ -65,10 +67,12 @@ class TokenPrinter:
             line = Text.assemble(("drafted and accepted", DRAFTED), ", ", ("the target's own", TARGET), "\n")
             self._console.print(line)
 
-    def prompt(self, text: str) -> None:
-        """The prompt, as context for what follows; on a terminal only."""
+    def prompt(self, text: str, everywhere: bool = False) -> None:
+        """The prompt, as context for what follows; on a terminal only, or ``everywhere``."""
         if self.styled:
             self._write(Text(_printable(text), style="dim"))
+        elif everywhere:
+            typer.echo(text, nl=False)
 
     def tokens(self, event: Tokens) -> None:
         if not event.text:

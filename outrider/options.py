@@ -131,7 +131,7 @@ def _flag(settings_type: type[BaseSettings], name: str, field: FieldInfo) -> ins
     kind, metavar = _flag_type(field.annotation)
     flag = flag_name(name, field)
     declaration = f"{flag}/--no-{flag[2:]}" if kind is bool and field.get_default() is not False else flag
-    text = " ".join((field.description or "").split())
+    text = " ".join((field.description or "").replace("``", "").split())
     notes = [environment_name(settings_type, name)]
     if not field.is_required() and field.get_default() not in (None, "", (), False):
         notes.append(f"default {field.get_default(call_default_factory=True)}")

@@ -98,7 +98,9 @@ async def _serve(
     grace_s: float,
 ) -> None:
     stop = asyncio.Event()
-    host: EngineHost[CommandT, FrameT] = EngineHost(loaded.model_info, loaded.tokenizer_json, loaded.make_thread, on_failure=stop.set)
+    host: EngineHost[CommandT, FrameT] = EngineHost(
+        loaded.model_info, loaded.tokenizer_json, loaded.make_thread, on_failure=stop.set
+    )
     add_servicer(host, server.grpc_server)
     info = loaded.model_info
     detail = f"{info.name}: {info.num_parameters / 1e6:.1f} M parameters, {info.dtype} on {info.device}"

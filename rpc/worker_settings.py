@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class WorkerSettings(BaseSettings):
     """What to load, where to run it, where to listen."""
+
+    model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
     model: str
     """Folder or hub name of a Hugging Face causal language model."""

@@ -56,7 +56,7 @@ def _live_printer(task: Task) -> OnEvent:
         match event:
             case Started():
                 printer.legend()
-                printer.prompt(task.prompt)
+                printer.prompt(task.prompt, everywhere=True)
             case Tokens():
                 printer.tokens(event)
             case Finished():

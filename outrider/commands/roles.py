@@ -59,12 +59,23 @@ def report_failure(message: str, exit_code: int) -> None:
 def _run(role: str, serve: Callable[[OnStatus], Coroutine[None, None, None]], status_json: bool) -> None:
     if status_json:
         die_with_parent()
+    asyncio.run(serve(_print_json if status_json else _printer(role)))
 
-    def on_status(status: Status) -> None:
-        if status_json:
-            typer.echo(json.dumps(dataclasses.asdict(status)))
-        else:
-            address = f" (at {status.address})" if status.event == "ready" and status.address else ""
-            typer.echo(f"{role}: {status_text(status.event, status.detail)}{address}", err=True)
 
-    asyncio.run(serve(on_status))
+def _print_json(status: Status) -> None:
+    typer.echo(json.dumps(dataclasses.asdict(status)))
+
+
+def _printer(role: str) -> OnStatus:
+    """Status for people, on stderr; a status that comes again is not shown again."""
+    latest = ""
+
+    def show(status: Status) -> None:
+        nonlocal latest
+        address = f" (at {status.address})" if status.event == "ready" and status.address else ""
+        line = f"{role}: {status_text(status.event, status.detail)}{address}"
+        if line != latest:
+            typer.echo(line, err=True)
+        latest = line
+
+    return show

@@ -1,4 +1,4 @@
-"""A target and a drafter whose models are pure functions. They use the project's own session cores, no thread, no torch.
+"""A target and a drafter whose models are pure functions, over the project's own session cores: no thread, no torch.
 
 Both are `rpc.worker_core.WorkerCore`s: put them behind a servicer, or into `coordinator.in_process`.
 """
@@ -123,9 +123,7 @@ class _ScriptedWorker(Generic[CommandT, FrameT, SessionT]):
 
 
 class _ScriptedConnection(Generic[CommandT, FrameT, SessionT]):
-    def __init__(
-        self, worker: _ScriptedWorker[CommandT, FrameT, SessionT], deliver: Callable[[FrameT], None]
-    ) -> None:
+    def __init__(self, worker: _ScriptedWorker[CommandT, FrameT, SessionT], deliver: Callable[[FrameT], None]) -> None:
         self.sessions: dict[SessionId, SessionT] = {}
         self.deliver = deliver
         self._worker = worker

@@ -115,7 +115,9 @@ def make_coordinator(settings: CoordinatorSettings) -> Coordinator:
     )
 
 
-def generate_request(max_tokens: int = 40, prompt: Sequence[int] = PROMPT, **fields: object) -> generation_pb2.GenerateRequest:
+def generate_request(
+    max_tokens: int = 40, prompt: Sequence[int] = PROMPT, **fields: object
+) -> generation_pb2.GenerateRequest:
     """Never stops before ``max_tokens``."""
     return generation_pb2.GenerateRequest(
         tokens=generation_pb2.TokenIds(ids=prompt),

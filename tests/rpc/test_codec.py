@@ -46,7 +46,10 @@ def frame(*items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 target_command = frame(st.builds(OpenTarget, tokens, sampling, u32, tokens, u32), proposal, st.builds(SetK, u32), close)
 draft_command = frame(
-    st.builds(OpenDraft, tokens, sampling, u32, u32), st.builds(Commit, u32, tokens), st.builds(SetLookahead, u32), close
+    st.builds(OpenDraft, tokens, sampling, u32, u32),
+    st.builds(Commit, u32, tokens),
+    st.builds(SetLookahead, u32),
+    close,
 )
 step = st.none() | st.builds(StepReport, seconds, u32, u32, seconds)
 
@@ -83,7 +86,10 @@ def test_model_info(info: ModelInfo) -> None:
 
 def test_items_without_content_are_skipped() -> None:
     commands = target_pb2.TargetCommands(
-        items=[target_pb2.TargetCommand(session_id=1), target_pb2.TargetCommand(session_id=2, set_k=target_pb2.SetK(k=3))]
+        items=[
+            target_pb2.TargetCommand(session_id=1),
+            target_pb2.TargetCommand(session_id=2, set_k=target_pb2.SetK(k=3)),
+        ]
     )
     assert codec.target_commands_from_proto(commands) == [(SessionId(2), SetK(3))]
     assert codec.draft_commands_from_proto(draft_pb2.DraftCommands(items=[draft_pb2.DraftCommand()])) == []

@@ -68,7 +68,7 @@ async def test_port_in_use_is_told_by_number() -> None:
 
 
 async def test_address_of_another_machine_is_told() -> None:
-    with pytest.raises(AddressInUse, match="192.0.2.1"):
+    with pytest.raises(AddressInUse, match=r"192\.0\.2\.1"):
         await RpcServer("192.0.2.1", 0, []).open()
 
 
@@ -165,8 +165,8 @@ async def test_errors_arrive_as_they_were_raised(error: OutriderError) -> None:
     address = await server.open()
     try:
         async with open_channel(address) as channel:
+            stub = generation_pb2_grpc.GenerationStub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                stub = generation_pb2_grpc.GenerationStub(channel)
                 await stub.GetModel(generation_pb2.GetServedModelRequest())
     finally:
         await server.stop(0)

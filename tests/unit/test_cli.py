@@ -6,9 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from pydantic_settings import BaseSettings
 
+from coordinator.settings import CoordinatorSettings
+from draft_worker.settings import DraftWorkerSettings
 from outrider import cli
 from outrider.launcher import share_of_cores
+from outrider.settings import DemoSettings, GenerateSettings, UpSettings
+from target_worker.settings import TargetWorkerSettings
 
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,12 +23,20 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
     assert all(name in shown for name in ("demo", "up", "generate", "coordinator", "draft-worker", "target-worker"))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [DemoSettings, UpSettings, GenerateSettings, CoordinatorSettings, DraftWorkerSettings, TargetWorkerSettings],
+)
+def test_every_flag_says_what_it_does(settings: type[BaseSettings]) -> None:
+    assert [name for name, field in settings.model_fields.items() if not field.description] == []
+
+
 @pytest.mark.parametrize("command", ["demo", "up", "generate", "coordinator", "draft-worker", "target-worker"])
-def test_every_flag_says_what_it_does(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([command, "--help"]) == 0
 
     shown = capsys.readouterr().out
-    assert "OUTRIDER_" in shown
+    assert f"OUTRIDER_{command.removesuffix('-worker').upper()}_" in shown
     assert "--config" in shown
     assert "--status-json" not in shown
 

@@ -12,9 +12,9 @@ from collections import deque
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from speculation.adaptive_k import Load
 
 from speculation.acceptance import AcceptanceProfile
+from speculation.adaptive_k import Load
 from speculation.cost import DraftPace
 from speculation.drafter import DrafterSession
 from speculation.messages import (
