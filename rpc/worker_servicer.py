@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import grpc
@@ -51,7 +51,7 @@ class TargetWorkerServicer(target_pb2_grpc.TargetWorkerServicer):
         request_iterator: AsyncIterable[target_pb2.TargetCommands],
         context: grpc.aio.ServicerContext[target_pb2.TargetCommands, target_pb2.TargetEvents],
     ) -> AsyncIterator[target_pb2.TargetEvents]:
-        requests = (codec.target_commands_from_proto(message) async for message in request_iterator)
+        requests = _decoded(request_iterator, codec.target_commands_from_proto)
         async for frame in exchange(self._core, requests, context):
             yield codec.target_frame_to_proto(frame)
 
@@ -76,7 +76,7 @@ class DraftWorkerServicer(draft_pb2_grpc.DraftWorkerServicer):
         request_iterator: AsyncIterable[draft_pb2.DraftCommands],
         context: grpc.aio.ServicerContext[draft_pb2.DraftCommands, draft_pb2.DraftEvents],
     ) -> AsyncIterator[draft_pb2.DraftEvents]:
-        requests = (codec.draft_commands_from_proto(message) async for message in request_iterator)
+        requests = _decoded(request_iterator, codec.draft_commands_from_proto)
         async for frame in exchange(self._core, requests, context):
             yield codec.draft_frame_to_proto(frame)
 
@@ -113,6 +113,14 @@ async def exchange(
     if outbox.overflowed:
         await abort_with(context, Overloaded(f"{MAX_PENDING_FRAMES} frames are unread; reconnect and read faster"))
     await reader
+
+
+async def _decoded(
+    messages: AsyncIterable[RequestT], decode: Callable[[RequestT], Sequence[tuple[SessionId, CommandT]]]
+) -> AsyncIterator[Sequence[tuple[SessionId, CommandT]]]:
+    # Not a generator expression: that would start grpc's iterator at once, which warns if it is then never awaited.
+    async for message in messages:
+        yield decode(message)
 
 
 async def _submit_all(

@@ -25,7 +25,7 @@ class WorkerSettings(BaseSettings):
     """"float32", "bfloat16", "float16"; auto is float32 on CPU and bfloat16 elsewhere."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the model; 0 leaves it to torch."""
-    kv_tokens: Annotated[int, Field(ge=16)] = 32_768
+    kv_tokens: Annotated[int, Field(ge=16)] = 16_384
     """KV positions of all sessions together; allocated at start."""
     max_step_tokens: Annotated[int, Field(ge=16)] = 512
     """Most tokens in one forward pass; longer prompts are prefilled in chunks."""

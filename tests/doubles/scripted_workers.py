@@ -142,7 +142,7 @@ class _ScriptedConnection(Generic[CommandT, FrameT, SessionT]):
 class ScriptedTarget(_ScriptedWorker[TargetCommand, TargetFrame, VerifierSession]):
     """Says ``next_token(prefix)``, whatever is proposed."""
 
-    def __init__(self, name: str = "toy-target", tokenizer_json: bytes | None = None, turn_s: float = 0.002) -> None:
+    def __init__(self, name: str = "toy-target", tokenizer_json: bytes | None = None, turn_s: float = 0.005) -> None:
         tokenizer_json = tokenizer_json or toy_tokenizer_json()
         super().__init__(toy_model_info(name, tokenizer_json), tokenizer_json, turn_s)
         self.fail_next_open: SessionError | None = None

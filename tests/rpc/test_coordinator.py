@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
+from coordinator.grpc_clients import grpc_target_client
 from coordinator.requests import GenerateRequest
 from coordinator.settings import CoordinatorSettings
-from protos import generation_pb2
+from protos import generation_pb2, target_pb2, target_pb2_grpc
 from rpc.errors import (
     InvalidRequest,
     ModelMismatch,
@@ -21,7 +22,16 @@ from rpc.errors import (
     Unavailable,
     from_rpc_error,
 )
-from speculation.messages import CloseSession, OpenDraft, OpenTarget, SessionError, SessionErrorCode
+from rpc.server import RpcServer
+from speculation.messages import (
+    CloseSession,
+    OpenDraft,
+    OpenTarget,
+    SessionError,
+    SessionErrorCode,
+    SessionId,
+    TargetFrame,
+)
 from tests.doubles.eventually import eventually
 from tests.doubles.scripted_workers import TOY_LETTERS, ScriptedDrafter, ScriptedTarget, toy_tokenizer_json
 from tests.doubles.toy_model import STOP_TOKEN, plain_decoding
@@ -174,6 +184,23 @@ async def test_lost_drafter_means_plain_decoding_and_speculation_when_it_is_back
     assert sum(answer.drafted) > num_drafted_before
 
 
+async def test_another_drafter_takes_over_at_once() -> None:
+    drafts = [ScriptedDrafter(), ScriptedDrafter()]
+    async with running_stack([ScriptedTarget()], drafts) as stack:
+        [target] = stack.targets
+        target.core.hold(num_turns=4)
+        running = asyncio.create_task(generate(stack, generate_request(max_tokens=100)))
+        await eventually(lambda: sum(draft.num_sessions for draft in drafts) == 1, "the session at a drafter")
+        [used] = [worker for worker in stack.drafts if worker.core.num_sessions]
+        [other] = [worker for worker in stack.drafts if worker is not used]
+
+        await used.kill()
+
+        await eventually(lambda: other.core.num_sessions == 1, "the session at the other drafter")
+        target.core.release()
+        assert (await running).token_ids == spoken(PROMPT, 100)
+
+
 async def test_drafter_may_come_first_of_all_after_the_request() -> None:
     late = ScriptedDrafter()
     async with running_stack([ScriptedTarget()], [late]) as stack:
@@ -209,11 +236,50 @@ async def test_drafter_that_gives_up_a_session_is_not_needed(stack: Stack) -> No
     assert [type(command) for command in draft.core.commands].count(OpenDraft) == 1
 
 
-async def test_rubbish_from_a_drafter_changes_nothing() -> None:
-    async with running_stack([ScriptedTarget()], [ScriptedDrafter(percent_right=0)]) as stack:
-        answer = await generate(stack, generate_request(max_tokens=60))
+async def test_drafter_that_gave_up_a_session_has_room_for_another() -> None:
+    drafts = [ScriptedDrafter(), ScriptedDrafter()]
+    async with running_stack([ScriptedTarget()], drafts) as stack:
+        [target] = stack.targets
+        target.core.hold(num_turns=3)
+        first = asyncio.create_task(generate(stack, generate_request()))
+        await eventually(lambda: drafts[0].num_sessions == 1, "the first session at the first drafter")
+        drafts[0].refuse_all()
+        second = asyncio.create_task(generate(stack, generate_request()))
+        await eventually(lambda: drafts[0].num_sessions + drafts[1].num_sessions == 1, "the second at a drafter")
+        assert drafts[0].num_sessions == 1
+        target.core.release()
+        answers = await asyncio.gather(first, second)
 
-    assert answer.token_ids == spoken(PROMPT, 60)
+    assert [answer.token_ids for answer in answers] == [spoken(PROMPT, 40)] * 2
+
+
+async def test_stream_that_the_worker_ends_is_a_lost_worker() -> None:
+    class Leaving(target_pb2_grpc.TargetWorkerServicer):
+        async def Verify(self, requests, context):  # type: ignore[no-untyped-def]
+            yield target_pb2.TargetEvents()
+
+    server = RpcServer("127.0.0.1", 0, [])
+    target_pb2_grpc.add_TargetWorkerServicer_to_server(Leaving(), server.grpc_server)
+    client = grpc_target_client(await server.open(), 5.0, {})
+    frames, losses = [], []
+    try:
+        connection = await client.connect(frames.append, losses.append)
+        await eventually(lambda: bool(losses), "the loss")
+        connection.send(SessionId(1), CloseSession())  # does nothing
+        await connection.close()
+    finally:
+        await client.close()
+        await server.stop(0)
+
+    assert (frames, losses) == ([TargetFrame(())], [None])
+
+
+async def test_rubbish_from_a_drafter_changes_nothing() -> None:
+    # A step takes many round trips here, so that there is something to verify at each.
+    async with running_stack([ScriptedTarget(turn_s=0.03)], [ScriptedDrafter(percent_right=0)]) as stack:
+        answer = await generate(stack, generate_request(max_tokens=30))
+
+    assert answer.token_ids == spoken(PROMPT, 30)
     assert answer.finished is not None
     assert answer.finished.speculation.num_drafted > answer.finished.speculation.num_accepted
 
@@ -256,6 +322,27 @@ async def test_lost_target_may_come_back_itself(stack: Stack) -> None:
     assert answer.token_ids == spoken(PROMPT, 200)
     assert answer.finished is not None
     assert answer.finished.speculation.num_target_losses == 1
+
+
+async def test_replayed_sessions_come_before_new_ones() -> None:
+    async with running_stack([ScriptedTarget()], max_sessions=1) as stack:
+        [target] = stack.targets
+        target.core.hold(num_turns=3)
+        first, second = Answer(), Answer()
+        running = asyncio.create_task(collect(stack.stub.Generate(generate_request(max_tokens=50)), first))
+        await eventually(lambda: len(first.token_ids) == 3, "three tokens of the first")
+        waiting = asyncio.create_task(collect(stack.stub.Generate(generate_request(max_tokens=50)), second))
+        await eventually(lambda: stack.coordinator.num_waiting == 1, "the second waiting")
+
+        await target.kill()
+        await eventually(lambda: stack.coordinator.num_waiting == 2, "both waiting")
+        await target.start()
+        await eventually(lambda: target.core.num_sessions == 1, "one at the target again")
+
+        assert second.started is None
+        target.core.release()
+        await asyncio.gather(running, waiting)
+    assert first.token_ids == second.token_ids == spoken(PROMPT, 50)
 
 
 async def test_no_target_for_too_long_is_unavailable() -> None:

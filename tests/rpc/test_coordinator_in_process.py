@@ -15,7 +15,7 @@ from coordinator.settings import CoordinatorSettings
 from rpc.errors import Cancelled, Unavailable
 from speculation.messages import CloseSession, Commit
 from tests.doubles.eventually import eventually
-from tests.doubles.scripted_workers import ScriptedDrafter, ScriptedTarget
+from tests.doubles.scripted_workers import TOY_LETTERS, ScriptedDrafter, ScriptedTarget, toy_tokenizer_json
 from tests.rpc.conftest import PROMPT, spoken
 
 REQUEST = GenerateRequest(prompt=PROMPT, max_tokens=50, ignore_eos=True)
@@ -48,6 +48,25 @@ async def test_tokens_are_the_targets(coordinator: Coordinator, target: Scripted
     assert isinstance(events[-1], FinishedEvent)
     assert events[-1].stats.num_accepted > 0
     await eventually(lambda: target.num_sessions == draft.num_sessions == 0, "the session closed on both workers")
+
+
+async def test_an_unfinished_character_at_the_end_is_told(draft: ScriptedDrafter) -> None:
+    [last] = spoken(PROMPT, 1)
+    letters = list(TOY_LETTERS)
+    letters[last - 1] = "\u00e6"  # byte 0xE6: the first of three
+    tokenizer_json = toy_tokenizer_json("".join(letters))
+    coordinator = Coordinator(
+        CoordinatorSettings(targets="in-process"), [InProcessClient(ScriptedTarget(tokenizer_json=tokenizer_json))], []
+    )
+    await coordinator.start()
+    try:
+        request = GenerateRequest(prompt=PROMPT, max_tokens=1, ignore_eos=True)
+        events = [event async for event in coordinator.generate(request)]
+    finally:
+        await coordinator.close()
+
+    texts = [event.text for event in events if isinstance(event, TokensEvent)]
+    assert texts == ["", "\ufffd"]
 
 
 async def test_closing_the_iterator_closes_the_session_on_both_workers(

@@ -67,6 +67,18 @@ async def test_port_in_use_is_told_by_number() -> None:
         await first.stop(0)
 
 
+async def test_port_in_use_is_found_by_grpc_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If somebody takes the port between the look and the bind."""
+    monkeypatch.setattr("rpc.server.check_bindable", lambda host, port: None)
+    first = RpcServer("127.0.0.1", 0, [])
+    try:
+        port = int((await first.open()).rsplit(":", 1)[1])
+        with pytest.raises(AddressInUse, match=str(port)):
+            await RpcServer("127.0.0.1", port, []).open()
+    finally:
+        await first.stop(0)
+
+
 async def test_address_of_another_machine_is_told() -> None:
     with pytest.raises(AddressInUse, match=r"192\.0\.2\.1"):
         await RpcServer("192.0.2.1", 0, []).open()

@@ -1,0 +1,147 @@
+"""The results as JSON and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from rich import box
+from rich.table import Table
+
+from outrider.bench.cells import Cell
+from outrider.bench.estimates import Estimate
+from outrider.bench.figures import Figure, figures_of
+from outrider.bench.machine import Memory
+from outrider.bench.stages import Results
+from outrider.bench.systems import PLAIN
+
+_CELL_COLUMNS: Final = (
+    "\ntemp",
+    "tokens\n/s",
+    "ratio to\nplain",
+    "TTFT\nms",
+    "TTFT\nratio",
+    "accept\nrate",
+    "per\nstep",
+)
+
+
+def report(
+    results: Results, machine: dict[str, object], pair: dict[str, object], settings: dict[str, object], command: str
+) -> dict[str, object]:
+    """The whole run as one JSON object; medians with ``spread``, their first and third quartile."""
+    memory = results.memory
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "machine": machine,
+        "pair": pair,
+        "settings": settings,
+        "cells": [cell_object(cell) for cell in results.cells],
+        "figures": {figure.name: figure_object(figure) for figure in figures_of(results.cells, memory)},
+        "memory_bytes": None if memory is None else dict(memory.resident_bytes),
+        "differences": [str(difference) for difference in results.differences],
+    }
+
+
+def cell_object(cell: Cell) -> dict[str, object]:
+    """One element of ``cells``."""
+    return {
+        "system": cell.system,
+        "concurrency": cell.condition.concurrency,
+        "one_way_latency_ms": cell.condition.one_way_latency_ms,
+        "temperature": cell.condition.temperature,
+        "acceptance_rate": _value(cell.acceptance_rate),
+        "mean_acceptance_length": cell.mean_acceptance_length,
+        "mean_k": cell.mean_k,
+        "speculation_counts": None if cell.speculation_counts is None else dict(cell.speculation_counts),
+        "tokens_per_s": cell.tokens_per_s.value,
+        "spread": list(cell.tokens_per_s.spread),
+        "decode_tokens_per_s": _value(cell.decode_tokens_per_s),
+        "plain_tokens_per_s": cell.plain_tokens_per_s,
+        "ratio_to_plain": cell.ratio_to_plain.value,
+        "ratio_spread": list(cell.ratio_to_plain.spread),
+        "decode_ratio_to_plain": _value(cell.decode_ratio_to_plain),
+        "ttft_ms": cell.ttft_ms.value,
+        "ttft_spread_ms": list(cell.ttft_ms.spread),
+        "ttft_ratio_to_plain": cell.ttft_ratio_to_plain.value,
+        "ttft_ratio_spread": list(cell.ttft_ratio_to_plain.spread),
+        "tokens_equal": cell.tokens_equal,
+        "num_runs": cell.num_runs,
+    }
+
+
+def figure_object(figure: Figure) -> dict[str, object]:
+    """One element of ``figures``."""
+    return {
+        "value": figure.value,
+        "spread": None if figure.spread is None else list(figure.spread),
+        "needed": figure.needed,
+        "holds": figure.holds,
+    }
+
+
+def cells_table(cells: Sequence[Cell]) -> Table:
+    """One row for each cell; fits 80 columns while all are single-stream."""
+    batched = any(cell.condition.concurrency > 1 for cell in cells)
+    table = _table("Medians; in brackets the quartiles over pairs of runs")
+    table.add_column("system", no_wrap=True)
+    for name in (*(["at\nonce"] if batched else []), *_CELL_COLUMNS):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cell in cells:
+        table.add_row(
+            cell.system,
+            *([str(cell.condition.concurrency)] if batched else []),
+            f"{cell.condition.temperature:g}",
+            f"{cell.tokens_per_s.value:.0f}",
+            _with_spread(cell.ratio_to_plain),
+            f"{cell.ttft_ms.value:.0f}",
+            f"{cell.ttft_ratio_to_plain.value:.2f}",
+            "" if cell.acceptance_rate is None else f"{cell.acceptance_rate.value:.2f}",
+            "" if cell.mean_acceptance_length is None else f"{cell.mean_acceptance_length:.2f}",
+        )
+    return table
+
+
+def figures_table(figures: Sequence[Figure]) -> Table:
+    """One row for each figure."""
+    table = _table("Greedy, one request at a time")
+    table.add_column("figure", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("needed", justify="right", no_wrap=True)
+    table.add_column("holds", no_wrap=True)
+    table.add_column("what it is")
+    for figure in figures:
+        value = f"{figure.value:.2f}"
+        if figure.spread is not None:
+            value = _with_spread(Estimate(figure.value, *figure.spread))
+        table.add_row(figure.name, value, figure.needed, "yes" if figure.holds else "NO", figure.meaning)
+    return table
+
+
+def equality_line(results: Results) -> str:
+    """Whether every completion that has to be plain decoding's is."""
+    checked = [cell for cell in results.cells if cell.tokens_equal is not None and cell.system != PLAIN]
+    count = sum(cell.num_runs for cell in checked)
+    if results.differences:
+        return f"DIFFERENT TOKENS in {len(results.differences)} of {count} completions compared with plain decoding's."
+    return f"All {count} completions compared with plain decoding's have the same tokens."
+
+
+def memory_line(memory: Memory) -> str:
+    """Resident memory by role."""
+    parts = (f"{role} {count / 2**20:.0f}" for role, count in memory.resident_bytes.items())
+    return f"Memory, MiB resident: {', '.join(parts)}."
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+
+
+def _with_spread(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} ({estimate.lower:.2f}-{estimate.upper:.2f})"
+
+
+def _value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
