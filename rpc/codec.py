@@ -206,6 +206,8 @@ def _verdict_to_proto(verdict: Verdict) -> target_pb2.Verdict:
         num_accepted=verdict.num_accepted,
         num_staged=verdict.num_staged,
         num_dropped=verdict.num_dropped,
+        num_late=verdict.num_late,
+        num_late_right=verdict.num_late_right,
         finish_reason=_FINISH_TO_PROTO[verdict.finish_reason],
     )
 
@@ -244,6 +246,8 @@ def _verdict_from_proto(message: target_pb2.Verdict) -> Verdict:
         message.num_staged,
         message.num_dropped,
         _FINISH_FROM_PROTO.get(message.finish_reason, FinishReason.LENGTH),
+        message.num_late,
+        message.num_late_right,
     )
 
 

@@ -171,15 +171,21 @@ class GoodputK:
 
     def observe(self, verdict: Verdict, load: Load, now_s: float) -> None:
         self._num_sessions = max(1, load.num_sessions)
-        if verdict.num_drafted:
-            self._profile.observe(verdict.num_drafted, verdict.num_accepted)
-            self._prior.observe(verdict.num_drafted, verdict.num_accepted)
+        for num_drafted, num_right in self._evidence(verdict):
+            self._profile.observe(num_drafted, num_right)
+            self._prior.observe(num_drafted, num_right)
         if self._probing:
             self._on_probe_step(verdict)
         elif self._k == 0:
             self._on_idle_step(verdict)
         else:
             self._k = self._best_k()
+
+    @staticmethod
+    def _evidence(verdict: Verdict) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Verified chains, and those that were decided before they could be: being late is no proof of being right."""
+        num_late = min(verdict.num_late, verdict.num_late_right + 1)
+        return (verdict.num_drafted, verdict.num_accepted), (num_late, verdict.num_late_right)
 
     def _on_idle_step(self, verdict: Verdict) -> None:
         self._k = self._best_k()  # the load may have changed
@@ -189,7 +195,7 @@ class GoodputK:
             self._profile.limit_weight(PROBE_WEIGHT_STEPS)
 
     def _on_probe_step(self, verdict: Verdict) -> None:
-        if verdict.num_drafted:
+        if verdict.num_drafted or verdict.num_late:
             self._num_probe_drafted += 1
         else:
             self._num_probe_empty += 1

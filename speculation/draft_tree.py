@@ -28,6 +28,17 @@ class _Node:
     children: dict[TokenId, _Node] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Graft:
+    """What became of a proposal's tokens."""
+
+    num_new: int = 0
+    """Now held; the others are stale, repeated, without a known parent or beyond the tree's bound."""
+    num_late: int = 0
+    """Already decided when they came, up to the first that was wrong, which ends the chain."""
+    num_late_right: int = 0
+
+
 class DraftTree:
     """The committed prefix of one session and what is drafted beyond it."""
 
@@ -54,30 +65,27 @@ class DraftTree:
         """Fingerprint of the committed tokens."""
         return self._prefixes[-1]
 
-    def graft(self, proposal: Proposal) -> int:
-        """Adds the proposal's tokens where they belong; returns how many of them are new.
-
-        Tokens that are stale, already here, without a known parent or beyond the tree's bound are not.
-        """
-        token_ids: Sequence[TokenId] = proposal.token_ids
+    def graft(self, proposal: Proposal) -> Graft:
+        """Adds the proposal's tokens where they belong, as far as they are of use."""
         if proposal.prefix_length > len(self._token_ids):
             node = self._nodes.get(Fingerprint(proposal.prefix_fingerprint))
             if node is None or node.length != proposal.prefix_length:
-                return 0
-        elif self._agrees_with_committed(proposal):
-            token_ids = token_ids[len(self._token_ids) - proposal.prefix_length :]
-            node = self._root
-        else:
-            return 0
-        return self._grow(node, token_ids)
+                return Graft()
+            return Graft(self._grow(node, proposal.token_ids))
+        if self._prefixes[proposal.prefix_length] != proposal.prefix_fingerprint:
+            return Graft()
+        return self._graft_late(proposal)
 
-    def _agrees_with_committed(self, proposal: Proposal) -> bool:
+    def _graft_late(self, proposal: Proposal) -> Graft:
+        """The chain begins at or before the end of what is committed; it lives on as far as it agrees with that."""
         start = proposal.prefix_length
-        committed_since = self._token_ids[start : start + len(proposal.token_ids)]
-        return (
-            self._prefixes[start] == proposal.prefix_fingerprint
-            and tuple(committed_since) == proposal.token_ids[: len(committed_since)]
-        )
+        decided = self._token_ids[start : start + len(proposal.token_ids)]
+        num_right = 0
+        while num_right < len(decided) and proposal.token_ids[num_right] == decided[num_right]:
+            num_right += 1
+        if num_right < len(decided):
+            return Graft(0, num_right + 1, num_right)
+        return Graft(self._grow(self._root, proposal.token_ids[num_right:]), num_right, num_right)
 
     def _grow(self, node: _Node, token_ids: Sequence[TokenId]) -> int:
         num_new = 0

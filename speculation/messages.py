@@ -56,6 +56,9 @@ class Verdict:
     num_staged: int
     num_dropped: int = 0
     finish_reason: FinishReason | None = None
+    num_late: int = 0
+    """Drafted tokens that were decided unverified since the last verdict, up to the first wrong one."""
+    num_late_right: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ class RelaySession:
         max_lookahead: int,
         draft_max_length: int = 0,
     ) -> None:
-        """``policy`` None is plain decoding; ``draft_max_length``, if not 0, is where the draft model's context ends."""
+        """``policy`` None is plain decoding; ``draft_max_length``, if not 0, is where the draft's context ends."""
         self.stats = SessionStats()
         self._token_ids = list(prompt)
         self._sampling = sampling
@@ -245,9 +245,9 @@ class RelaySession:
         return self._on_proposal(event)
 
     def _on_proposal(self, proposal: Proposal) -> list[Action]:
+        """Stale ones go too: the target counts how many of their tokens were right."""
         self.stats.num_proposed += len(proposal.token_ids)
-        wanted = self._target_open and self._k > 0
-        if not wanted or proposal.prefix_length + len(proposal.token_ids) <= len(self._token_ids):
+        if not self._target_open or self._k == 0:
             self.stats.num_dropped += len(proposal.token_ids)
             return []
         return [ToTarget(proposal)]

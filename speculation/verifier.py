@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from speculation.acceptance import AcceptanceProfile
 from speculation.cost import DraftPace
-from speculation.draft_tree import DraftTree
+from speculation.draft_tree import DraftTree, Graft
 from speculation.fingerprint import Fingerprint
 from speculation.messages import FinishReason, OpenTarget, Proposal, TokenId, Verdict
 
@@ -37,6 +37,7 @@ class VerifierSession:
         self._max_length = command.max_length
         self._stop_token_ids = frozenset(command.stop_token_ids)
         self._num_dropped = 0
+        self._num_late = self._num_late_right = 0
 
     @property
     def token_ids(self) -> Sequence[TokenId]:
@@ -50,9 +51,10 @@ class VerifierSession:
 
     def stage(self, proposal: Proposal, now_s: float) -> None:
         """Keeps what is live of a proposal. A malformed one is dropped like a stale one: drafts are hints."""
-        num_new = self._tree.graft(proposal) if self._is_well_formed(proposal) else 0
-        self._num_dropped += len(proposal.token_ids) - num_new
-        self.pace.on_proposal(now_s, num_new)  # 0 too: the drafter is alive, and starts again
+        graft = self._tree.graft(proposal) if self._is_well_formed(proposal) else Graft()
+        self._num_dropped += len(proposal.token_ids) - graft.num_new
+        self._learn_late(graft.num_late, graft.num_late_right)
+        self.pace.on_proposal(now_s, graft.num_new)  # 0 too: the drafter is alive, and starts again
 
     def _is_well_formed(self, proposal: Proposal) -> bool:
         return 0 < len(proposal.token_ids) <= MAX_PROPOSAL_TOKENS and max(proposal.token_ids) < self._vocab_size
@@ -78,13 +80,40 @@ class VerifierSession:
         committed, finish_reason = self._cut_at_end(draws[: num_accepted + 1], start)
         missed = num_accepted < len(drafted)
         num_accepted = min(num_accepted, len(committed))
-        num_contradicted = self._tree.commit(committed)
-        num_dropped, self._num_dropped = self._num_dropped + num_contradicted, 0
         if finish_reason is None:
-            for profile in (self.profile, self._shared_profile):
-                profile.observe(len(drafted), num_accepted)
-            self.pace.on_verdict(now_s, self.num_staged, missed or num_contradicted > 0)
-        return Verdict(start, committed, len(drafted), num_accepted, self.num_staged, num_dropped, finish_reason)
+            self._learn(drafted, num_accepted)
+            if not missed:
+                self._compare_with_next_staged(len(drafted), committed[-1])
+        num_contradicted = self._tree.commit(committed)
+        self.pace.on_verdict(now_s, self.num_staged, missed or num_contradicted > 0)
+        verdict = Verdict(
+            start=start,
+            token_ids=committed,
+            num_drafted=len(drafted),
+            num_accepted=num_accepted,
+            num_staged=self.num_staged,
+            num_dropped=self._num_dropped + num_contradicted,
+            finish_reason=finish_reason,
+            num_late=self._num_late,
+            num_late_right=self._num_late_right,
+        )
+        self._num_dropped = self._num_late = self._num_late_right = 0
+        return verdict
+
+    def _compare_with_next_staged(self, num_drafted: int, own_token: TokenId) -> None:
+        """A staged token that the step did not take says as much of the drafter as one that it did."""
+        line = self._tree.main_line(num_drafted + 1)
+        if len(line) > num_drafted:
+            self._learn_late(1, int(line[num_drafted] == own_token))
+
+    def _learn_late(self, num_late: int, num_right: int) -> None:
+        self._num_late += num_late
+        self._num_late_right += num_right
+        self._learn(range(num_late), num_right)
+
+    def _learn(self, drafted: Sequence[TokenId], num_accepted: int) -> None:
+        for profile in (self.profile, self._shared_profile):
+            profile.observe(len(drafted), num_accepted)
 
     def _cut_at_end(self, token_ids: Sequence[TokenId], start: int) -> tuple[tuple[TokenId, ...], FinishReason | None]:
         """What is left of ``token_ids`` when nothing may follow a stop token or ``max_length``."""

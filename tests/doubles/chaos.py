@@ -21,6 +21,7 @@ class ChaosDraftClient:
         self._vocab_size = vocab_size
         self._breaks_off = breaks_off
         self.num_lost = 0
+        self._closing: list[asyncio.Future[None]] = []
 
     @property
     def name(self) -> str:
@@ -38,7 +39,7 @@ class ChaosDraftClient:
 
     def _break_off(self, connection: _ChaosConnection, on_lost: OnLost) -> None:
         self.num_lost += 1
-        asyncio.ensure_future(connection.close())
+        self._closing.append(asyncio.ensure_future(connection.close()))
         on_lost(ConnectionError("chaos"))
 
     async def close(self) -> None:

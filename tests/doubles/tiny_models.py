@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ def byte_level_tokenizer() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = "def fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\n\nfor number in range(10):\n    print(number)\n"
+    text = "def fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\n\nfor i in range(10):\n    print(fib(i))\n"
     tokenizer.train_from_iterator([text * 3], trainer)
     assert tokenizer.get_vocab_size() == VOCAB_SIZE
     return tokenizer
@@ -51,15 +52,22 @@ def tiny_llama(seed: int, num_layers: int = 2, max_context: int = 256, sharpness
     return model
 
 
-def perturbed(model: LlamaForCausalLM, amount: float, seed: int = 1) -> LlamaForCausalLM:
-    """A copy whose weights are off by ``amount`` of their own size: a drafter that agrees more or less."""
-    copy = LlamaForCausalLM(model.config).eval()
-    copy.load_state_dict(model.state_dict())
-    generator = torch.Generator().manual_seed(seed)
+def with_quiet_tail(model: LlamaForCausalLM, num_loud: int, scale: float) -> LlamaForCausalLM:
+    """Scales down what the layers behind the first ``num_loud`` add: they cost as much and change little."""
     with torch.no_grad():
-        for weight in copy.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator) * weight.std() * amount)
-    return copy
+        for layer in model.model.layers[num_loud:]:
+            layer.self_attn.o_proj.weight.mul_(scale)
+            layer.mlp.down_proj.weight.mul_(scale)
+    return model
+
+
+def first_layers(model: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
+    """A drafter: the same model cut off behind its first layers."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = num_layers
+    draft = LlamaForCausalLM(config).eval()
+    draft.load_state_dict(model.state_dict(), strict=False)
+    return draft
 
 
 def save(model: LlamaForCausalLM, folder: Path, tokenizer: Tokenizer | None = None) -> Path:

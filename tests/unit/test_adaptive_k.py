@@ -256,3 +256,18 @@ def test_a_probe_without_drafts_gives_up() -> None:
     assert policy.k() == 0
     ks = feed(policy, 2000, 0, 0)
     assert 0.0 < sum(map(bool, ks)) / len(ks) < 0.05
+
+
+def test_a_drafter_that_is_always_late_and_always_wrong_is_found_out() -> None:
+    policy = policy_of("goodput", costs=costs_of(lambda num_tokens: 0.010 + 0.0005 * num_tokens))
+    late_and_wrong = Verdict(0, (7,), 0, 0, 0, num_late=1, num_late_right=0)
+    for _ in range(10):
+        policy.observe(late_and_wrong, ALONE, 0.0)
+    assert policy.k() == 0
+
+
+def test_a_drafter_that_is_late_and_right_is_not_given_up() -> None:
+    policy = policy_of("goodput", costs=costs_of(lambda num_tokens: 0.010 + 0.0005 * num_tokens))
+    for _ in range(50):
+        policy.observe(Verdict(0, (7,), 0, 0, 0, num_late=3, num_late_right=3), ALONE, 0.0)
+    assert policy.k() > 3

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.draft_tree import DraftTree
+from speculation.draft_tree import DraftTree, Graft
 from speculation.fingerprint import fingerprint
 from speculation.messages import Proposal
 
@@ -17,7 +17,7 @@ def proposal(prefix: list[int], chain: list[int]) -> Proposal:
 
 def test_a_chain_is_staged_and_followed() -> None:
     tree = DraftTree([1, 2])
-    assert tree.graft(proposal([1, 2], [3, 4, 5])) == 3
+    assert tree.graft(proposal([1, 2], [3, 4, 5])).num_new == 3
     assert tree.main_line(2) == [3, 4]
     assert tree.commit([3, 4]) == 0
     assert tree.main_line(9) == [5]
@@ -43,26 +43,35 @@ def test_a_branch_survives_the_miss_it_was_grown_for() -> None:
 def test_a_late_proposal_lives_on_if_it_agrees_with_what_was_committed_since() -> None:
     tree = DraftTree([1])
     tree.commit([2, 3])
-    assert tree.graft(proposal([1], [2, 3, 4, 5])) == 2
+    assert tree.graft(proposal([1], [2, 3, 4, 5])).num_new == 2
     assert tree.main_line(9) == [4, 5]
-    assert tree.graft(proposal([1], [2, 7, 7, 7])) == 0
-    assert tree.graft(proposal([1], [2, 3])) == 0
+    assert tree.graft(proposal([1], [2, 7, 7, 7])).num_new == 0
+    assert tree.graft(proposal([1], [2, 3])).num_new == 0
+
+
+def test_what_was_decided_before_it_came_is_compared_up_to_the_first_wrong_token() -> None:
+    tree = DraftTree([1])
+    tree.commit([2, 3])
+    assert tree.graft(proposal([1], [2, 3, 4])) == Graft(num_new=1, num_late=2, num_late_right=2)
+    assert tree.graft(proposal([1], [2, 7, 3])) == Graft(num_new=0, num_late=2, num_late_right=1)
+    assert tree.graft(proposal([1, 2], [3])) == Graft(num_new=0, num_late=1, num_late_right=1)
+    assert tree.graft(proposal([1, 9], [3])) == Graft()  # behind another prefix it says nothing
 
 
 def test_wrong_fingerprint_or_unknown_parent_is_dropped() -> None:
     tree = DraftTree([1, 2])
-    assert tree.graft(Proposal(2, 1234, (3,), (1.0,))) == 0
-    assert tree.graft(proposal([1, 2, 3], [4])) == 0
-    assert tree.graft(proposal([2, 2], [3])) == 0
+    assert tree.graft(Proposal(2, 1234, (3,), (1.0,))).num_new == 0
+    assert tree.graft(proposal([1, 2, 3], [4])).num_new == 0
+    assert tree.graft(proposal([2, 2], [3])).num_new == 0
     assert tree.num_nodes == 0
 
 
 def test_the_number_of_nodes_is_bounded() -> None:
     tree = DraftTree([1], max_nodes=4)
-    assert tree.graft(proposal([1], [1, 2, 3])) == 3
-    assert tree.graft(proposal([1], [7, 8, 9])) == 1
+    assert tree.graft(proposal([1], [1, 2, 3])).num_new == 3
+    assert tree.graft(proposal([1], [7, 8, 9])).num_new == 1
     tree.commit([1])
-    assert tree.graft(proposal([1, 1, 2, 3], [4, 5, 6])) == 2
+    assert tree.graft(proposal([1, 1, 2, 3], [4, 5, 6])).num_new == 2
 
 
 @given(SHORT, st.lists(st.one_of(st.tuples(SHORT, CHAIN), CHAIN), max_size=12))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from speculation.adaptive_k import Load
-
 from speculation.messages import (
     CloseSession,
     Commit,
@@ -127,15 +126,18 @@ def test_a_lost_target_is_replaced_by_replaying_what_is_committed() -> None:
     assert session.stats.num_target_losses == 1
 
 
-def test_proposals_are_relayed_unless_they_are_stale() -> None:
-    session, _ = relay()
+def test_proposals_are_relayed_late_ones_too_but_not_to_a_target_that_wants_none() -> None:
+    session, policy = relay()
     session.on_draft_up(0)
     session.on_target_up(0)
     proposal = Proposal(2, 77, (3, 4), (1.0, 1.0))
     assert session.on_draft_event(proposal, 0) == [ToTarget(proposal)]
     session.on_target_event(verdict(2, [3, 4]), LOAD, 0)
+    assert session.on_draft_event(proposal, 0) == [ToTarget(proposal)]
+    policy.value = 0
+    session.on_target_event(verdict(4, [5]), LOAD, 0)
     assert session.on_draft_event(proposal, 0) == []
-    assert (session.stats.num_proposed, session.stats.num_dropped) == (4, 2)
+    assert (session.stats.num_proposed, session.stats.num_dropped) == (6, 2)
 
 
 def test_a_session_error_of_the_drafter_costs_speculation_only() -> None:

@@ -82,3 +82,25 @@ def test_malformed_proposals_are_dropped_and_counted() -> None:
     assert target.drafted(9) == []
     assert target.conclude([], [2], 0.0).num_dropped == 302
     assert target.conclude([], [2], 0.0).num_dropped == 0
+
+
+def test_late_drafts_are_evidence_though_they_were_never_verified() -> None:
+    target = session([1])
+    before = fingerprint([1])
+    target.conclude([], [2], 0.0)
+    target.stage(Proposal(1, before, (2, 3), (1.0, 1.0)), 0.0)  # 2 came too late, and was right; 3 is staged
+    verdict = target.conclude([], [4], 0.0)  # the step did not take 3, which was wrong
+    assert (verdict.num_drafted, verdict.num_late, verdict.num_late_right) == (0, 2, 1)
+    target.stage(Proposal(1, before, (8, 9), (1.0, 1.0)), 0.0)
+    verdict = target.conclude([], [5], 0.0)
+    assert (verdict.num_late, verdict.num_late_right, verdict.num_dropped) == (1, 0, 2)
+    assert target.conclude([], [5], 0.0).num_late == 0
+    assert target.profile.survival(1)[0] < AcceptanceProfile().survival(1)[0]
+
+
+def test_the_targets_own_token_is_compared_with_the_next_staged_one() -> None:
+    target = session([1])
+    stage(target, [2, 3, 4])
+    verdict = target.conclude([2], [2, 3], 0.0)
+    assert (verdict.num_drafted, verdict.num_accepted, verdict.num_late, verdict.num_late_right) == (1, 1, 1, 1)
+    assert verdict.num_staged == 1

@@ -14,14 +14,14 @@ from tests.doubles import tiny_models
 
 @pytest.fixture(scope="session")
 def target_model() -> LlamaForCausalLM:
-    return tiny_models.tiny_llama(seed=1)
+    return tiny_models.with_quiet_tail(tiny_models.tiny_llama(seed=1, num_layers=6), num_loud=1, scale=0.2)
 
 
 @pytest.fixture(scope="session")
 def model_folders(target_model: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     models = {
         "target": target_model,
-        "close": tiny_models.perturbed(target_model, 0.05),
+        "close": tiny_models.first_layers(target_model, 1),
         "wrong": tiny_models.tiny_llama(seed=2, num_layers=1),
     }
     return {name: tiny_models.save(model, tmp_path_factory.mktemp(name)) for name, model in models.items()}
