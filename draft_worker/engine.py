@@ -45,8 +45,8 @@ class DraftEngine:
     """All sessions of one draft worker. Every method runs on the model thread."""
 
     def __init__(self, runtime: Runtime, vocab_size: int, max_step_tokens: int, flush_tokens: int) -> None:
-        """``vocab_size`` is the tokenizer's size. A proposal leaves when it has ``flush_tokens`` tokens, or earlier
-        when the session has nothing more to draft."""
+        """``vocab_size`` is the tokenizer's size. A proposal has at most ``flush_tokens`` tokens, if a step
+        drafts one."""
         self._runtime = runtime
         self._vocab_size = vocab_size
         self._max_step_tokens = max_step_tokens
@@ -76,7 +76,8 @@ class DraftEngine:
             message = f"session {key[1]} is not open here; send Open with the committed tokens"
             self._errors.append((key, SessionError(SessionErrorCode.UNKNOWN_SESSION, message)))
         elif isinstance(item, SetLookahead):
-            session.drafter.lookahead = item.lookahead
+            session.drafter.set_lookahead(item.lookahead)
+            self._runtime.truncate(session.sequence, session.drafter.num_cached)
         else:
             self._commit(session, item)
 
@@ -170,4 +171,5 @@ class DraftEngine:
         return [(connection, tuple(news)) for connection, news in items.items()]
 
     def _is_due(self, drafter: DrafterSession) -> bool:
-        return drafter.num_unsent >= self._flush_tokens or not drafter.wants_draft()
+        """The first token after a miss goes at once, the target may be waiting for it; then 1, 2, 4, ... together."""
+        return drafter.num_unsent >= min(max(drafter.num_sent, 1), self._flush_tokens) or not drafter.wants_draft()

@@ -15,5 +15,5 @@ class DraftWorkerSettings(WorkerSettings):
 
     model_config = SettingsConfigDict(env_prefix="OUTRIDER_DRAFT_", frozen=True, extra="forbid")
 
-    flush_tokens: Annotated[int, Field(ge=1)] = 2
-    """Drafted tokens of a session that leave together; fewer leave when the session has nothing more to draft."""
+    flush_tokens: Annotated[int, Field(ge=1)] = 4
+    """Most drafted tokens of a session that wait to leave together. Fewer leave when none of the chain has left yet."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol
@@ -17,6 +19,9 @@ from rpc.server import OnStatus, RpcServer, Status, serve_until_stopped
 from rpc.worker_core import CommandT, FrameT
 from rpc.worker_settings import WorkerSettings
 from speculation.messages import ModelInfo
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long the event loop and the model thread keep the interpreter from each other; Python's 5 ms is half a step."""
 
 
 class ModelFacts(Protocol):
@@ -85,9 +90,17 @@ async def serve_worker(
             loop.call_soon_threadsafe(on_status, Status("loading", detail, address))
 
         loaded = await asyncio.to_thread(load, on_progress)
+        _settle()
         await _serve(server, loaded, add_servicer, on_status, settings.shutdown_grace_s)
     finally:
         await server.stop(0)
+
+
+def _settle() -> None:
+    """Keeps the interpreter out of the way of a thread that runs a step every few milliseconds."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.collect()
+    gc.freeze()  # what loading made stays for ever: the collector need not look at it again
 
 
 async def _serve(

@@ -21,7 +21,7 @@ class DrafterSession:
 
     def __init__(self, command: OpenDraft, vocab_size: int, max_context: int) -> None:
         self.sampling = command.sampling
-        self.lookahead = command.lookahead
+        self._lookahead = command.lookahead
         self.num_cached = 0
         self._vocab_size = vocab_size
         self._max_length = min(command.max_length or max_context, max_context)
@@ -41,14 +41,26 @@ class DrafterSession:
         return len(self._chain) - self._num_sent
 
     @property
+    def num_sent(self) -> int:
+        """Drafted tokens beyond the committed ones that proposals have carried."""
+        return self._num_sent
+
+    @property
     def num_drafted(self) -> int:
         """Drafted tokens beyond the committed ones."""
         return len(self._chain)
 
+    def set_lookahead(self, lookahead: int) -> None:
+        """Draft at most so far ahead. 0 pauses: the chain goes too, as nobody keeps what of it was sent."""
+        self._lookahead = lookahead
+        if lookahead == 0:
+            self.num_cached = min(self.num_cached, len(self._committed))
+            self._keep_chain_from(len(self._chain))
+
     def wants_draft(self) -> bool:
         """Is there room below the lookahead and before the end of the sequence?"""
         length = len(self._committed) + len(self._chain)
-        return len(self._chain) < self.lookahead and length < self._max_length
+        return len(self._chain) < self._lookahead and length < self._max_length
 
     def committed_and_chain(self) -> list[TokenId]:
         """The whole sequence as the drafter sees it."""

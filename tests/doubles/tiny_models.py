@@ -70,6 +70,17 @@ def first_layers(model: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
     return draft
 
 
+def perturbed(model: LlamaForCausalLM, amount: float, seed: int = 1) -> LlamaForCausalLM:
+    """A copy whose weights are off by ``amount`` of their own size: a drafter that agrees more or less."""
+    other = LlamaForCausalLM(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * weight.std() * amount)
+    return other
+
+
 def save(model: LlamaForCausalLM, folder: Path, tokenizer: Tokenizer | None = None) -> Path:
     """Writes model and tokenizer as ``from_pretrained`` reads them."""
     model.save_pretrained(folder)

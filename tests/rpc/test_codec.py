@@ -36,7 +36,7 @@ sampling = st.builds(Sampling, st.floats(0, 10), u32, st.floats(0, 1), u64)
 proposal = st.builds(Proposal, u32, u64, tokens, st.lists(st.floats(0, 1, width=32), max_size=6).map(tuple))
 error = st.builds(SessionError, st.sampled_from(SessionErrorCode), st.text(max_size=20))
 close = st.just(CloseSession())
-verdict = st.builds(Verdict, u32, tokens, u32, u32, u32, u32, st.sampled_from([None, *FinishReason]))
+verdict = st.builds(Verdict, u32, tokens, u32, u32, u32, u32, st.sampled_from([None, *FinishReason]), u32, u32)
 model_info = st.builds(ModelInfo, st.text(), u32, u32, tokens, u64, st.text(), st.text(), st.binary(), u32)
 
 

@@ -89,3 +89,18 @@ def test_an_overlapping_commit_is_fine() -> None:
     drafter = session([1, 2])
     drafter.commit(Commit(0, (1, 2, 3)))
     assert drafter.num_committed == 3
+
+
+def test_a_pause_drops_the_chain_as_nobody_keeps_what_was_sent_of_it() -> None:
+    drafter = session([1])
+    for token in (2, 3, 4):
+        draft(drafter, token)
+    drafter.take_proposal()
+    drafter.set_lookahead(0)
+    assert (drafter.num_drafted, drafter.num_cached) == (0, 1)
+    drafter.commit(Commit(1, (7, 8)))
+    drafter.set_lookahead(2)
+    assert draft(drafter, 5) == [7, 8]
+    proposal = drafter.take_proposal()
+    assert proposal is not None
+    assert proposal.prefix_fingerprint == fingerprint([1, 7, 8])

@@ -57,7 +57,7 @@ def open_target(k: int, tokens: tuple[int, ...] = (1, 2)) -> list[Action]:
 def test_opens_target_and_drafter_together() -> None:
     session, _ = relay()
     assert session.on_draft_up(0) == []  # nothing before the target
-    assert session.on_target_up(0) == [*open_target(4), ToDraft(OpenDraft((1, 2), Sampling(), 10, 50))]
+    assert session.on_target_up(0) == [*open_target(4), ToDraft(OpenDraft((1, 2), Sampling(), 2, 50))]
 
 
 def test_without_a_drafter_or_a_policy_it_is_plain_decoding() -> None:
@@ -74,6 +74,7 @@ def test_a_verdict_reaches_the_drafter_before_the_client() -> None:
     session.on_target_up(0)
     assert session.on_target_event(verdict(2, [3, 4], 1, 1), LOAD, 0) == [
         ToDraft(Commit(2, (3, 4))),
+        ToDraft(SetLookahead(10)),  # the first verdict: from here on a full lookahead
         Emit((3, 4), 1, 1, 4),
     ]
     assert policy.num_observed == 1
@@ -108,7 +109,7 @@ def test_a_useless_drafter_is_not_even_opened() -> None:
 def test_a_lost_drafter_means_plain_decoding_and_one_open_brings_it_back() -> None:
     session, _ = relay()
     session.on_target_up(0)
-    assert session.on_draft_up(0) == [ToDraft(OpenDraft((1, 2), Sampling(), 10, 50)), ToTarget(SetK(4))]
+    assert session.on_draft_up(0) == [ToDraft(OpenDraft((1, 2), Sampling(), 2, 50)), ToTarget(SetK(4))]
     assert session.on_draft_lost(0) == [ToTarget(SetK(0))]
     assert session.on_target_event(verdict(2, [3]), LOAD, 0) == [Emit((3,), 0, 0, 0)]
     assert session.on_draft_up(0) == [ToDraft(OpenDraft((1, 2, 3), Sampling(), 10, 50)), ToTarget(SetK(4))]
@@ -120,9 +121,12 @@ def test_a_lost_target_is_replaced_by_replaying_what_is_committed() -> None:
     session.on_draft_up(0)
     session.on_target_up(0)
     session.on_target_event(verdict(2, [3]), LOAD, 0)
-    assert session.on_target_lost(0) == []
+    assert session.on_target_lost(0) == [ToDraft(CloseSession())]  # what it has sent is lost with the target
     assert session.on_target_event(verdict(2, [8]), LOAD, 0) == []  # of the lost one
-    assert session.on_target_up(0) == open_target(4, (1, 2, 3))
+    assert session.on_target_up(0) == [
+        *open_target(4, (1, 2, 3)),
+        ToDraft(OpenDraft((1, 2, 3), Sampling(), 10, 50)),
+    ]
     assert session.stats.num_target_losses == 1
 
 

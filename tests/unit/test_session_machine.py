@@ -176,7 +176,7 @@ class SessionMachine(RuleBasedStateMachine):
         elif isinstance(command, Commit):
             self.drafter.commit(command)
         elif isinstance(command, SetLookahead):
-            self.drafter.lookahead = command.lookahead
+            self.drafter.set_lookahead(command.lookahead)
         else:
             self.drafter = None
 

@@ -1,0 +1,358 @@
+"""Make the demo pair: tokenizer, target, draft and held-out prompts, from the standard library of this Python.
+
+    python models/train.py --out models --device cuda          # as the shipped pair was made
+    python models/train.py --out /tmp/pair --quick              # the whole pipeline in about a minute, useless weights
+
+Stages: corpus and tokenizer; target by next-token prediction; a finish against greedy loops and towards what a draft
+can foresee; rounding to bf16, so that the draft learns from the weights that ship; the target's own continuations; the
+draft by distillation; measures.
+"""
+
+import argparse
+import json
+import platform
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from corpus import (
+    EOS,
+    NUM_PROMPTS,
+    cut_prompts,
+    cut_rows,
+    encode_files,
+    read_library,
+    save_tokenizer,
+    train_tokenizer,
+    windows,
+    write_heldout_prompts,
+)
+from decode import repeated_ngrams
+from distil import Student, distil, divergence, make_lessons, sample_continuations, start_from_target
+from evaluate import heldout_loss, measure
+from optimizer import Optimizers, Timebox
+from pretrain import FinishSettings, add_dropout, finish_target, train_target
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+MAX_POSITIONS = 2048
+
+
+class JsonLog:
+    """Prints one JSON line per event and appends it to a file."""
+
+    def __init__(self, path: Path):
+        self.path, self.started_s = path, time.monotonic()
+        path.write_text("")
+
+    def __call__(self, stage: str, **values: object) -> None:
+        line = json.dumps({"stage": stage, "t_s": round(time.monotonic() - self.started_s, 1), **values})
+        print(line, flush=True)
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+
+@dataclass(slots=True)
+class Data:
+    """The corpus in ids: `train` [tokens], `held_out` [rows, length], and prompts from training and held-out files.
+
+    `prompt_rows` and `heldout_rows` [rows, length] are whole rows that begin as prompts do.
+    """
+
+    tokenizer: Tokenizer
+    eos: int
+    train: torch.Tensor
+    held_out: torch.Tensor
+    prompt_rows: torch.Tensor
+    heldout_rows: torch.Tensor
+    train_prompts: list[list[int]]
+    heldout_prompts: list[list[int]]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for target/, draft/ and heldout_prompts.json")
+    parser.add_argument("--stdlib", type=Path, help="root of the library to learn (default: this Python's own)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="default: on CUDA")
+    parser.add_argument("--target-only", action="store_true", help="stop once the target is saved")
+    parser.add_argument("--from-pair", type=Path, help="keep this folder's target; distil its draft further")
+    parser.add_argument("--quick", action="store_true", help="tiny models and seconds per stage, to try the script")
+    shape = parser.add_argument_group("shape")
+    shape.add_argument("--vocab-size", type=int, default=2048)
+    shape.add_argument("--hidden", type=int, default=192)
+    shape.add_argument("--target-layers", type=int, default=24)
+    shape.add_argument("--target-mlp", type=int, default=512)
+    shape.add_argument(
+        "--draft", action="append", metavar="LAYERSxMLP[@TV]",
+        help="a draft to distil; several learn side by side, the first is draft/, the next draft1/ (default 2x512@2)",
+    )  # fmt: skip
+    time_ = parser.add_argument_group("time")
+    time_.add_argument("--target-minutes", type=float, default=3.0)
+    time_.add_argument("--target-epochs", type=float, default=20.0, help="stop the target here even if time is left")
+    time_.add_argument("--finish-minutes", type=float, default=0.0)
+    time_.add_argument("--sample-minutes", type=float, default=1.0)
+    time_.add_argument("--distil-minutes", type=float, default=2.5)
+    tuning = parser.add_argument_group("tuning")
+    tuning.add_argument("--batch-tokens", type=int, default=None, help="target (default: 16384 on CUDA, 2048 on CPU)")
+    tuning.add_argument("--draft-batch-tokens", type=int, default=None, help="default: twice the target's")
+    tuning.add_argument("--sample-rows", type=int, default=None, help="decoded at once (default: 2048 on CUDA, 32)")
+    tuning.add_argument("--sample-length", type=int, default=512)
+    tuning.add_argument("--dropout", type=float, default=0.2)
+    tuning.add_argument("--weight-decay", type=float, default=0.3)
+    tuning.add_argument("--muon-lr", type=float, default=0.03)
+    tuning.add_argument("--adam-lr", type=float, default=0.003)
+    tuning.add_argument("--draft-muon-lr", type=float, default=0.02)
+    tuning.add_argument("--finish-lr-factor", type=float, default=0.05, help="of the target's rates")
+    tuning.add_argument("--loops-weight", type=float, default=0.5, help="of unlikelihood in the finish")
+    tuning.add_argument("--loops-allowed", type=float, default=0.1, help="share of repeated 8-grams a row may have")
+    tuning.add_argument("--anchor-weight", type=float, default=1.0, help="of KL to the unfinished target in the finish")
+    tuning.add_argument("--companion-weight", type=float, default=0.5, help="of KL to the companion in the finish")
+    args = parser.parse_args()
+    fill_defaults(args)
+    return args
+
+
+def fill_defaults(args: argparse.Namespace) -> None:
+    """Defaults that hang on the device, and the settings of --quick."""
+    cuda = args.device.startswith("cuda")
+    args.draft = args.draft or ["2x512@2"]
+    args.compile = cuda if args.compile is None else args.compile
+    args.max_files = None
+    args.max_train_prompts = 40_000
+    if args.quick:
+        args.hidden, args.target_layers, args.target_mlp, args.draft = 64, 3, 128, ["2x128@1", "1x256@0"]
+        args.vocab_size, args.max_files, args.max_train_prompts = 1024, 40, 100
+        args.target_minutes = args.finish_minutes = args.sample_minutes = args.distil_minutes = 0.1
+        args.sample_rows = args.sample_rows or 8
+    args.batch_tokens = args.batch_tokens or (16384 if cuda else 2048)
+    args.draft_batch_tokens = args.draft_batch_tokens or 2 * args.batch_tokens
+    args.sample_rows = args.sample_rows or (2048 if cuda else 32)
+
+
+def prepare_data(args: argparse.Namespace, log: JsonLog) -> Data:
+    """Read the library, train and save the tokenizer, encode, and write the held-out prompts."""
+    files = read_library(args.stdlib, args.max_files)
+    train_files = [file for file in files if not file.held_out]
+    held_files = [file for file in files if file.held_out]
+    if args.from_pair:
+        tokenizer = Tokenizer.from_file(str(args.from_pair / "target" / "tokenizer.json"))
+    else:
+        tokenizer = train_tokenizer([file.text for file in train_files], args.vocab_size)
+    for name in ("target", "draft"):
+        save_tokenizer(tokenizer, args.out / name, MAX_POSITIONS)
+    heldout_texts = cut_prompts(held_files, NUM_PROMPTS, args.seed)
+    library = args.stdlib.name if args.stdlib else f"Python {platform.python_version()}"
+    source = f"held-out files of the standard library of {library}"
+    write_heldout_prompts(args.out / "heldout_prompts.json", source, heldout_texts)
+    train_texts = cut_prompts(train_files, args.max_train_prompts, args.seed + 1)
+    length = 256 if args.quick else 512
+    held_ids = encode_files(tokenizer, held_files, args.seed)
+    data = Data(
+        tokenizer,
+        tokenizer.token_to_id(EOS),
+        encode_files(tokenizer, train_files, args.seed).to(args.device),
+        windows(held_ids, min(1024, len(held_ids)))[:96].to(args.device),
+        cut_rows(tokenizer, train_files, args.max_train_prompts // 4, length, args.seed + 2).to(args.device),
+        cut_rows(tokenizer, held_files, 96, length, args.seed + 3).to(args.device),
+        [encoding.ids for encoding in tokenizer.encode_batch(train_texts)],
+        [encoding.ids for encoding in tokenizer.encode_batch(heldout_texts)],
+    )
+    log(
+        "corpus",
+        library=library,
+        num_train_files=len(train_files),
+        held_out=[file.path for file in held_files],
+        num_train_tokens=len(data.train),
+        num_heldout_tokens=data.held_out.numel(),
+        num_train_characters=sum(map(len, (file.text for file in train_files))),
+    )
+    return data
+
+
+def make_model(args: argparse.Namespace, layers: int, mlp: int, eos: int) -> LlamaForCausalLM:
+    """A Llama with heads of 64, tied embeddings, and its residual writes scaled down by depth."""
+    config = LlamaConfig(
+        vocab_size=args.vocab_size,
+        hidden_size=args.hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=args.hidden // 64,
+        num_key_value_heads=args.hidden // 64,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=eos,
+        pad_token_id=eos,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_((2 * layers) ** -0.5)
+            layer.mlp.down_proj.weight.mul_((2 * layers) ** -0.5)
+    return model.to(args.device)
+
+
+def cast_parameters(model: LlamaForCausalLM, dtype: torch.dtype) -> LlamaForCausalLM:
+    """Cast parameters alone: `model.to(dtype)` would round the rotary frequencies as well."""
+    for param in model.parameters():
+        param.data = param.data.to(dtype)
+    return model
+
+
+def save(model: LlamaForCausalLM, folder: Path) -> None:
+    """Round the weights to bf16 in place, so that what goes on is what ships, and save them so."""
+    cast_parameters(model, torch.bfloat16).save_pretrained(folder)
+    cast_parameters(model, torch.float32)
+
+
+def make_target(args: argparse.Namespace, data: Data, log: JsonLog) -> tuple[LlamaForCausalLM, LlamaForCausalLM | None]:
+    """Train, finish, round and save the target. Returns it and, if it was finished, the companion draft."""
+    model = make_model(args, args.target_layers, args.target_mlp, data.eos)
+    log("target", num_params=sum(param.numel() for param in model.parameters()))
+    handles = add_dropout(model, args.dropout)
+    if args.compile:
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
+    optimizers = Optimizers(model, args.muon_lr, args.adam_lr, args.weight_decay)
+    timebox = Timebox(args.target_minutes, int(args.target_epochs * len(data.train) / args.batch_tokens) + 1)
+    lengths = (512, 2048) if not args.quick else (256,)
+    train_target(model, data.train, data.held_out, optimizers, timebox, lengths, args.batch_tokens, args.seed, log)
+    companion = None
+    if args.finish_minutes:
+        save(model, args.out / "target-unfinished")
+        companion = finish(args, data, model, lengths[0], log)
+    for handle in handles:
+        handle.remove()
+    save(model, args.out / "target")
+    plain = make_model(args, args.target_layers, args.target_mlp, data.eos)  # uncompiled and without hooks
+    plain.load_state_dict(model.state_dict())
+    plain.eval().requires_grad_(False)
+    log(
+        "target",
+        final=True,
+        heldout_loss=round(heldout_loss(plain, data.held_out), 4),
+        heldout_loss_after_prompts=round(heldout_loss(plain, data.heldout_rows), 4),
+    )
+    return plain, companion
+
+
+def load_pair(args: argparse.Namespace) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
+    """An existing target and its draft, in fp32; the target is copied to the new folder."""
+    target, draft = (
+        LlamaForCausalLM.from_pretrained(args.from_pair / name, dtype=torch.float32).to(args.device)
+        for name in ("target", "draft")
+    )
+    save(target, args.out / "target")
+    return target.eval().requires_grad_(False), draft
+
+
+def finish(
+    args: argparse.Namespace, data: Data, model: LlamaForCausalLM, length: int, log: JsonLog
+) -> LlamaForCausalLM:
+    """Run the finish and return the companion, a draft of the first kind asked for."""
+    layers, mlp, _ = draft_shape(args.draft[0])
+    companion = make_model(args, layers, mlp, data.eos)
+    start_from_target(companion, model)
+    factor = args.finish_lr_factor
+    optimizers = [
+        Optimizers(model, args.muon_lr * factor, args.adam_lr * factor, args.weight_decay),
+        Optimizers(companion, args.draft_muon_lr, args.adam_lr, 0.0),
+    ]
+    settings = FinishSettings(
+        length=length,
+        batch_tokens=args.batch_tokens,
+        num_rollouts=max(1, args.sample_rows // 2),
+        loops_allowed=args.loops_allowed,
+        loops_weight=args.loops_weight,
+        anchor_weight=args.anchor_weight,
+        companion_weight=args.companion_weight,
+        seed=args.seed,
+    )
+    natural = repeated_ngrams(windows(data.train, length)).float().mean()
+    log("finish", natural_repeated_8grams=round(float(natural), 4))
+    prompts = [prompt[: length // 2] for prompt in data.train_prompts]
+    timebox = Timebox(args.finish_minutes, 100_000, num_warmup=0)
+    anchor = make_model(args, args.target_layers, args.target_mlp, data.eos)
+    anchor.load_state_dict(model.state_dict())
+    finish_target(
+        model,
+        anchor.eval().requires_grad_(False),
+        companion,
+        data.prompt_rows,
+        prompts,
+        optimizers,
+        timebox,
+        settings,
+        log,
+    )
+    return companion
+
+
+def draft_shape(spec: str) -> tuple[int, int, float]:
+    """Layers, MLP width and weight of total variation from a spec such as 2x512@1."""
+    shape, _, tv_weight = spec.partition("@")
+    layers, mlp = map(int, shape.split("x"))
+    return layers, mlp, float(tv_weight or 0)
+
+
+def make_student(args: argparse.Namespace, spec: str, source: LlamaForCausalLM, eos: int) -> Student:
+    """A draft to train that starts from what fits of `source`."""
+    layers, mlp, tv_weight = draft_shape(spec)
+    model = make_model(args, layers, mlp, eos)
+    start_from_target(model, source)
+    loss = torch.compile(divergence, dynamic=False) if args.compile else divergence
+    if args.compile:
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
+    return Student(model, Optimizers(model, args.draft_muon_lr, args.adam_lr, 0.0), tv_weight, loss)
+
+
+def make_drafts(
+    args: argparse.Namespace, data: Data, target: LlamaForCausalLM, companion: LlamaForCausalLM | None, log: JsonLog
+) -> list[LlamaForCausalLM]:
+    """Sample from the target, distil the drafts on that and on the corpus, round and save them."""
+    length = args.sample_length
+    prompts = [prompt[: length // 2] for prompt in data.train_prompts]
+    samples = sample_continuations(target, prompts, length, args.sample_rows, args.sample_minutes, args.seed, log)
+    lessons = [
+        (make_lessons(target, samples), 5),
+        (make_lessons(target, windows(data.train, length, length // 2)), 2),
+        (make_lessons(target, windows(data.train, min(MAX_POSITIONS, args.draft_batch_tokens))), 1),
+    ]
+    log("distil", num_lesson_rows=[len(lesson.ids) for lesson, _ in lessons])
+    students = [make_student(args, spec, companion or target, data.eos) for spec in args.draft]
+    distil(target, students, lessons, args.draft_batch_tokens, Timebox(args.distil_minutes, 10**6, 8), log)
+    drafts = []
+    for index, (student, spec) in enumerate(zip(students, args.draft, strict=True)):
+        save(student.model, args.out / (f"draft{index}" if index else "draft"))
+        plain = make_model(args, *draft_shape(spec)[:2], data.eos)
+        plain.load_state_dict(student.model.state_dict())
+        drafts.append(plain.eval().requires_grad_(False))
+    return drafts
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch._dynamo.config.recompile_limit = 64
+    random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    log = JsonLog(args.out / "training_log.jsonl")
+    log("arguments", torch=torch.__version__, **{name: str(value) for name, value in vars(args).items()})
+    data = prepare_data(args, log)
+    target, companion = load_pair(args) if args.from_pair else make_target(args, data, log)
+    drafts = [] if args.target_only else make_drafts(args, data, target, companion, log)
+    torch.set_float32_matmul_precision("highest")
+    report, greedy = measure(target, drafts, data.heldout_prompts, data.eos)
+    log("measures", **report)
+    for row, start in list(zip(greedy.ids.tolist(), greedy.starts.tolist(), strict=True))[:4]:
+        log("sample", prompt=data.tokenizer.decode(row[:start]), greedy=data.tokenizer.decode(row[start:]))
+
+
+if __name__ == "__main__":
+    main()
