@@ -9,7 +9,7 @@ import grpc
 
 from draft_worker.engine import DraftEngine
 from draft_worker.settings import DraftWorkerSettings
-from inference import LoadedModel, ModelLoadError, ModelThread, load_model, load_tokenizer_json, warm_up
+from inference import ModelLoadError, ModelThread, load_model, load_tokenizer_json, warm_up
 from protos import draft_pb2_grpc
 from rpc.codec import DraftFrame
 from rpc.engine_host import EngineHost, MakeThread
@@ -29,29 +29,25 @@ async def serve(settings: DraftWorkerSettings, on_status: OnStatus) -> None:
 
 def load(settings: DraftWorkerSettings, on_progress: Callable[[str], None]) -> LoadedWorker[DraftCommand, DraftFrame]:
     """Reads model and tokenizer and warms the model up. Raises `rpc.errors.ModelNotFound`."""
+    threads = settings.threads or None
     try:
-        loaded, tokenizer_json = _load_model(settings, on_progress)
+        loaded = load_model(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            kv_tokens=settings.kv_tokens,
+            num_threads=threads,
+            on_progress=on_progress,
+        )
+        tokenizer_json = load_tokenizer_json(settings.model)
     except ModelLoadError as error:
         raise ModelNotFound(str(error)) from error
     info = describe_model(loaded.description, tokenizer_json)
     on_progress("warming up")
     warm_up(loaded.runtime)
     engine = DraftEngine(loaded.runtime, info.tokenizer_size, settings.max_step_tokens, settings.flush_tokens)
-    threads = settings.threads or None
     make_thread: MakeThread[DraftFrame] = functools.partial(ModelThread, engine, num_threads=threads)
     return LoadedWorker(info, tokenizer_json.encode(), make_thread)
-
-
-def _load_model(settings: DraftWorkerSettings, on_progress: Callable[[str], None]) -> tuple[LoadedModel, str]:
-    loaded = load_model(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        kv_tokens=settings.kv_tokens,
-        num_threads=settings.threads or None,
-        on_progress=on_progress,
-    )
-    return loaded, load_tokenizer_json(settings.model)
 
 
 def _add_servicer(host: EngineHost[DraftCommand, DraftFrame], server: grpc.aio.Server) -> None:

@@ -53,6 +53,7 @@ def outrider(
 
 def main() -> None:
     """The console script."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or it tells the terminal of every connection that ends
     sys.exit(run(sys.argv[1:]))
 
 

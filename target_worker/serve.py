@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import grpc
 
-from inference import LoadedModel, ModelLoadError, ModelThread, load_model, load_tokenizer_json, warm_up
+from inference import ModelLoadError, ModelThread, load_model, load_tokenizer_json, warm_up
 from protos import target_pb2_grpc
 from rpc.engine_host import EngineHost, MakeThread
 from rpc.errors import ModelNotFound
@@ -30,29 +30,25 @@ def load(
     settings: TargetWorkerSettings, on_progress: Callable[[str], None]
 ) -> LoadedWorker[TargetCommand, TargetFrame]:
     """Reads model and tokenizer and warms the model up. Raises `rpc.errors.ModelNotFound`."""
+    threads = settings.threads or None
     try:
-        loaded, tokenizer_json = _load_model(settings, on_progress)
+        loaded = load_model(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            kv_tokens=settings.kv_tokens,
+            num_threads=threads,
+            on_progress=on_progress,
+        )
+        tokenizer_json = load_tokenizer_json(settings.model)
     except ModelLoadError as error:
         raise ModelNotFound(str(error)) from error
     info = describe_model(loaded.description, tokenizer_json)
     on_progress("warming up")
     warm_up(loaded.runtime)
     engine = VerifyEngine(loaded.runtime, info.tokenizer_size, settings.max_step_tokens)
-    threads = settings.threads or None
     make_thread: MakeThread[TargetFrame] = functools.partial(ModelThread, engine, num_threads=threads)
     return LoadedWorker(info, tokenizer_json.encode(), make_thread)
-
-
-def _load_model(settings: TargetWorkerSettings, on_progress: Callable[[str], None]) -> tuple[LoadedModel, str]:
-    loaded = load_model(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        kv_tokens=settings.kv_tokens,
-        num_threads=settings.threads or None,
-        on_progress=on_progress,
-    )
-    return loaded, load_tokenizer_json(settings.model)
 
 
 def _add_servicer(host: EngineHost[TargetCommand, TargetFrame], server: grpc.aio.Server) -> None:

@@ -50,7 +50,7 @@ def machine() -> dict[str, object]:
     return {
         "cpu": cpu_name(),
         "cores": num_cores(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": _version("torch"),

@@ -64,14 +64,20 @@ def _show(results: Results) -> None:
 
 def _pair(options: StackOptions) -> dict[str, object]:
     return {
-        "target": options.target,
-        "draft": options.draft,
+        "target": _shown(options.target),
+        "draft": options.draft and _shown(options.draft),
         "device": options.device,
         "dtype": options.dtype,
         "target_threads": target_threads(options),
         "policy": options.policy,
         "max_k": options.max_k,
     }
+
+
+def _shown(model: str) -> str:
+    """A folder as seen from here: a report says nothing about where on this machine that is."""
+    path = Path(model)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else model
 
 
 def _settings(settings: BenchSettings) -> dict[str, object]:
