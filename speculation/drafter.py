@@ -12,6 +12,10 @@ from speculation.fingerprint import Fingerprint, extend, fingerprint
 from speculation.messages import Commit, OpenDraft, Proposal, TokenId
 
 
+MAX_LOOKAHEAD = 256
+"""A greater lookahead is cut to this: one session must not draft for ever."""
+
+
 class CommitMismatch(ValueError):
     """A commit leaves a gap behind, or contradicts, what is committed already."""
 
@@ -21,7 +25,7 @@ class DrafterSession:
 
     def __init__(self, command: OpenDraft, vocab_size: int, max_context: int) -> None:
         self.sampling = command.sampling
-        self._lookahead = command.lookahead
+        self._lookahead = min(command.lookahead, MAX_LOOKAHEAD)
         self.num_cached = 0
         self._vocab_size = vocab_size
         self._max_length = min(command.max_length or max_context, max_context)
@@ -52,7 +56,7 @@ class DrafterSession:
 
     def set_lookahead(self, lookahead: int) -> None:
         """Draft at most so far ahead. 0 pauses: the chain goes too, as nobody keeps what of it was sent."""
-        self._lookahead = lookahead
+        self._lookahead = min(lookahead, MAX_LOOKAHEAD)
         if lookahead == 0:
             self.num_cached = min(self.num_cached, len(self._committed))
             self._keep_chain_from(len(self._chain))

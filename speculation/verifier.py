@@ -21,6 +21,9 @@ from speculation.messages import FinishReason, OpenTarget, Proposal, TokenId, Ve
 
 MAX_PROPOSAL_TOKENS = 256
 
+MAX_K = 256
+"""A greater K is cut to this: whatever a coordinator asks for, planning a step stays cheap."""
+
 
 class VerifierSession:
     """Committed and staged tokens of one session at the target."""
@@ -28,7 +31,7 @@ class VerifierSession:
     def __init__(self, command: OpenTarget, vocab_size: int, profile: AcceptanceProfile, pace: DraftPace) -> None:
         """``profile`` and ``pace`` are the worker's: the session starts from them and adds to them."""
         self.sampling = command.sampling
-        self.k = command.k
+        self.set_k(command.k)
         self.profile = AcceptanceProfile(profile)
         self.pace = DraftPace(pace)
         self._shared_profile = profile
@@ -38,6 +41,10 @@ class VerifierSession:
         self._stop_token_ids = frozenset(command.stop_token_ids)
         self._num_dropped = 0
         self._num_late = self._num_late_right = 0
+
+    def set_k(self, k: int) -> None:
+        """Verify at most ``k`` drafted tokens in one step from now on."""
+        self.k = min(k, MAX_K)
 
     @property
     def token_ids(self) -> Sequence[TokenId]:

@@ -88,7 +88,7 @@ class VerifyEngine:
         elif isinstance(item, Proposal):
             session.verifier.stage(item, arrived_s)
         elif isinstance(item, SetK):
-            session.verifier.k = item.k
+            session.verifier.set_k(item.k)
         elif isinstance(item, CloseSession):
             self._drop(key)
 

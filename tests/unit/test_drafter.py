@@ -2,7 +2,7 @@
 
 import pytest
 
-from speculation.drafter import CommitMismatch, DrafterSession
+from speculation.drafter import MAX_LOOKAHEAD, CommitMismatch, DrafterSession
 from speculation.fingerprint import fingerprint
 from speculation.messages import Commit, OpenDraft, Sampling
 
@@ -104,3 +104,10 @@ def test_a_pause_drops_the_chain_as_nobody_keeps_what_was_sent_of_it() -> None:
     proposal = drafter.take_proposal()
     assert proposal is not None
     assert proposal.prefix_fingerprint == fingerprint([1, 7, 8])
+
+
+def test_an_absurd_lookahead_is_cut() -> None:
+    drafter = session([1], lookahead=2**32 - 1, max_context=10_000)
+    while drafter.wants_draft():
+        draft(drafter, 2)
+    assert drafter.num_drafted == MAX_LOOKAHEAD

@@ -116,7 +116,7 @@ class SessionMachine(RuleBasedStateMachine):
         elif isinstance(command, Proposal):
             self.target.stage(command, self.now_s)
         elif isinstance(command, SetK):
-            self.target.k = command.k
+            self.target.set_k(command.k)
         elif isinstance(command, CloseSession):
             self.target = None
 

@@ -6,7 +6,7 @@ from speculation.acceptance import AcceptanceProfile
 from speculation.cost import DraftPace
 from speculation.fingerprint import fingerprint
 from speculation.messages import FinishReason, OpenTarget, Proposal, Sampling
-from speculation.verifier import VerifierSession
+from speculation.verifier import MAX_K, VerifierSession
 
 STOP = 9
 
@@ -104,3 +104,7 @@ def test_the_targets_own_token_is_compared_with_the_next_staged_one() -> None:
     verdict = target.conclude([2], [2, 3], 0.0)
     assert (verdict.num_drafted, verdict.num_accepted, verdict.num_late, verdict.num_late_right) == (1, 1, 1, 1)
     assert verdict.num_staged == 1
+
+
+def test_an_absurd_k_is_cut() -> None:
+    assert session([1], k=2**32 - 1).k == MAX_K
