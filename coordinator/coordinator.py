@@ -222,10 +222,10 @@ class Coordinator:
             self._model = model
             self._detokenizer = detokenizers(model.tokenizer)
             self._model_known.set()
-        elif model.info.name != self._model.info.name or model.info.max_context < self._model.info.max_context:
+        elif not _is_same_target(model.info, self._model.info):
             raise ModelMismatch(
-                f"{link.name} serves {model.info.name!r} with a context of {model.info.max_context}, this coordinator "
-                f"{self._model.info.name!r} with {self._model.info.max_context}; restart one of them"
+                f"{link.name} serves {_told(model.info)}, this coordinator {_told(self._model.info)}; "
+                "restart one of them"
             )
         else:
             await asyncio.to_thread(check_same_vocabulary, self._model, model)
@@ -269,6 +269,16 @@ class Coordinator:
                     session.on_draft_event(event, now_s)
                 except Exception as error:  # as above
                     _fail(session, error)
+
+
+def _is_same_target(info: ModelInfo, served: ModelInfo) -> bool:
+    """May a session go on there? Another dtype would say other things here and there."""
+    same = (info.name, info.num_parameters, info.dtype) == (served.name, served.num_parameters, served.dtype)
+    return same and info.max_context >= served.max_context
+
+
+def _told(info: ModelInfo) -> str:
+    return f"{info.name!r} in {info.dtype} with a context of {info.max_context}"
 
 
 def _new_profile() -> AcceptanceProfile:

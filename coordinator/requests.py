@@ -21,6 +21,7 @@ MAX_STOP_TOKENS = 64
 MAX_K = 64
 MAX_LOOKAHEAD = 256
 MAX_NAMED_TOKENS = 3
+MAX_SHOWN_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def validate(request: GenerateRequest, model: ServedModel, defaults: Speculation
     """
     info = model.info
     if request.model not in ("", info.name):
-        raise ModelNotFound(f"model {request.model!r} is not served here; use {info.name!r} or leave it empty")
+        raise ModelNotFound(f"model {_shown(request.model)} is not served here; use {info.name!r} or leave it empty")
     try:
         prompt = _prompt_token_ids(request.prompt, model)
     except UnicodeEncodeError as error:
@@ -96,11 +97,23 @@ def validate(request: GenerateRequest, model: ServedModel, defaults: Speculation
     return _resolve(request, prompt, info, defaults)
 
 
+def _shown(value: str) -> str:
+    """A client's own words for an error message, which has to fit into gRPC's metadata."""
+    return repr(value if len(value) <= MAX_SHOWN_CHARS else f"{value[:MAX_SHOWN_CHARS]}...")
+
+
 def _prompt_token_ids(prompt: str | Sequence[TokenId], model: ServedModel) -> tuple[TokenId, ...]:
     if not isinstance(prompt, str):
         return tuple(prompt)
     prompt.encode()  # raises on lone surrogates, of which the tokenizer only says that they are no string
-    return tuple(model.tokenizer.encode(prompt).ids) if prompt else ()  # empty stays empty, without a <s> before it
+    if not prompt:
+        return ()  # empty stays empty, without a <s> before it
+    most_chars = model.info.max_context * model.longest_token_chars
+    if 0 < most_chars < len(prompt):  # found out before, and not by, tokenizing megabytes
+        problem = f"has {len(prompt)} characters; no more than {most_chars} can fit"
+        raise InvalidRequest(FieldViolation("prompt", f"{problem} in the context of {model.info.max_context} tokens"))
+    # A batch of one: unlike `encode` it lets other threads run meanwhile.
+    return tuple(model.tokenizer.encode_batch([prompt])[0].ids)
 
 
 def _prompt_violations(prompt: Sequence[TokenId], info: ModelInfo) -> Iterator[FieldViolation]:
@@ -109,7 +122,8 @@ def _prompt_violations(prompt: Sequence[TokenId], info: ModelInfo) -> Iterator[F
     elif len(prompt) >= info.max_context:
         problem = f"has {len(prompt)} tokens; at most {info.max_context - 1} leave room for an answer"
         yield FieldViolation("prompt", f"{problem} in the context of {info.max_context}")
-    yield from _token_violations("prompt", prompt, info)
+    else:
+        yield from _token_violations("prompt", prompt, info)
 
 
 def _token_violations(field: str, token_ids: Sequence[TokenId], info: ModelInfo) -> Iterator[FieldViolation]:
@@ -144,13 +158,14 @@ def _sampling_violations(request: GenerateRequest) -> Iterator[FieldViolation]:
 def _stop_violations(stop_token_ids: Sequence[TokenId], info: ModelInfo) -> Iterator[FieldViolation]:
     if len(stop_token_ids) > MAX_STOP_TOKENS:
         yield FieldViolation("stop_token_ids", f"has {len(stop_token_ids)} tokens; at most {MAX_STOP_TOKENS}")
-    yield from _token_violations("stop_token_ids", stop_token_ids, info)
+    else:
+        yield from _token_violations("stop_token_ids", stop_token_ids, info)
 
 
 def _speculation_violations(options: SpeculationOptions) -> Iterator[FieldViolation]:
     if options.policy and options.policy not in POLICY_NAMES:
         known = ", ".join(POLICY_NAMES)
-        yield FieldViolation("speculation.policy", f"is {options.policy!r}; must be one of {known}, or empty")
+        yield FieldViolation("speculation.policy", f"is {_shown(options.policy)}; must be one of {known}, or empty")
     if options.k is not None and not 0 <= options.k <= MAX_K:
         yield FieldViolation("speculation.k", f"is {options.k}; must be in [0, {MAX_K}]")
     if options.lookahead is not None and not 0 <= options.lookahead <= MAX_LOOKAHEAD:
@@ -185,5 +200,5 @@ def _sampling(request: GenerateRequest, info: ModelInfo) -> Sampling:
         temperature=request.temperature or 0.0,
         top_k=min(request.top_k or 0, info.vocab_size),  # more is the same as all, and must fit 32 bits
         top_p=1.0 if request.top_p is None else request.top_p,
-        seed=secrets.randbits(64) if request.seed is None else request.seed,
+        seed=secrets.randbits(53) if request.seed is None else request.seed,
     )

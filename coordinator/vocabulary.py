@@ -27,12 +27,15 @@ class ServedModel:
     info: ModelInfo
     tokenizer_json: bytes
     tokenizer: Tokenizer
+    longest_token_chars: int = 0
+    """A text of more than so many characters per token of context cannot fit; 0 if that is not known."""
 
 
 def load_served_model(info: ModelInfo, tokenizer_json: bytes) -> ServedModel:
     """Parses the tokenizer. Raises `ModelMismatch` if it is none."""
     try:
-        return ServedModel(info, tokenizer_json, Tokenizer.from_buffer(tokenizer_json))
+        tokenizer = Tokenizer.from_buffer(tokenizer_json)
+        return ServedModel(info, tokenizer_json, tokenizer, max(map(len, tokenizer.get_vocab()), default=0))
     except Exception as error:  # the library raises bare Exception, or ValueError
         raise ModelMismatch(
             f"the tokenizer of {info.name!r} cannot be read ({error}); serve a model with a tokenizer.json"

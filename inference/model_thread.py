@@ -102,9 +102,11 @@ class ModelThread(Generic[Command, Output]):
         # Whatever an engine raises must reach the owner: a thread that dies in silence is a server that hangs.
         except BaseException as error:
             self._has_ended.set()
-            _logger.exception("the %s thread has failed", self._thread.name)
-            if self._on_failure is not None:
-                self._on_failure(error)
+            try:
+                if self._on_failure is not None:
+                    self._on_failure(error)
+            finally:  # the owner first: out of memory, writing a log line may fail too
+                _logger.exception("the %s thread has failed", self._thread.name)
         finally:
             self._has_ended.set()
 

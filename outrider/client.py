@@ -35,7 +35,7 @@ from outrider.events import (
 from protos import generation_pb2 as pb
 from protos import generation_pb2_grpc
 from rpc.channel import open_channel
-from rpc.errors import FieldViolation, InvalidRequest, Unavailable, from_rpc_error
+from rpc.errors import FieldViolation, InvalidRequest, OutriderError, Unavailable, from_rpc_error
 
 __all__ = [
     "Client",
@@ -74,8 +74,10 @@ class Client:
 
     async def model(self) -> ServedModel:
         """What is served. Raises `Unavailable` if nobody answers."""
-        with self._errors():
+        try:
             return served_model_from_proto(await self._stub.GetModel(pb.GetServedModelRequest()))
+        except grpc.aio.AioRpcError as error:
+            raise self._known(error) from error
 
     async def generate(
         self,
@@ -112,10 +114,13 @@ class Client:
                 **({"text": prompt} if isinstance(prompt, str) else {"tokens": pb.TokenIds(ids=prompt)}),
             )
         call = self._stub.Generate(request, timeout=timeout_s)
+        answered = False
         try:
-            with self._errors():
-                async for event in call:
-                    yield event_from_proto(event)
+            async for event in call:
+                answered = True
+                yield event_from_proto(event)
+        except grpc.aio.AioRpcError as error:
+            raise self._known(error, answered) from error
         finally:
             call.cancel()
 
@@ -151,17 +156,16 @@ class Client:
         async with aclosing(events):
             return collect([event async for event in events])
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.aio.AioRpcError as error:
-            known = from_rpc_error(error)
-            if type(known) is Unavailable and not _from_server(error):
-                raise Unavailable(
-                    f"no coordinator answers at {self._address}: start one (`outrider up`) or give its address"
-                ) from error
-            raise known from error
+    def _known(self, error: grpc.aio.AioRpcError, answered: bool = False) -> OutriderError:
+        """What the server meant, or what became of it; ``answered``: part of the answer is here already."""
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return Unavailable(f"what answers at {self._address} is no coordinator; is it a worker's address?")
+        known = from_rpc_error(error)
+        if type(known) is not Unavailable or _from_server(error):
+            return known
+        if answered:
+            return Unavailable(f"lost the coordinator at {self._address}: the answer is incomplete")
+        return Unavailable(f"no coordinator answers at {self._address}: start one (`outrider up`) or give its address")
 
 
 def _check_fits(**values: int | None) -> None:

@@ -49,7 +49,7 @@ def describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, OutriderError):
         return one_line(error.message), BAD_INPUT if error.grpc_code in _INPUT_CODES else FAILED
     if isinstance(error, ModuleNotFoundError) and error.name in {"torch", "transformers", "safetensors"}:
-        return f"workers need {error.name}: pip install 'outrider[worker]'", BAD_INPUT
+        return f"workers need {error.name}: pip install '.[worker]' in the source tree", BAD_INPUT
     return one_line(f"internal error: {type(error).__name__}: {error} (OUTRIDER_TRACEBACK=1 shows where)"), FAILED
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,10 +195,19 @@ def worker_arguments(options: StackOptions, role: str, port: int = 0) -> list[st
     shares = share_of_cores(cores, options.draft is not None)
     drafting = role == DRAFT
     model = options.draft if drafting else options.target
-    threads = (options.draft_threads if drafting else options.target_threads) or shares[drafting]
-    flags: dict[str, object] = {"model": model, "host": "127.0.0.1", "port": port, "threads": threads}
+    threads = options.draft_threads if drafting else options.target_threads
+    flags: dict[str, object] = {"model": model, "host": "127.0.0.1", "port": port}
+    if threads or not _is_configured("draft" if drafting else "target", "threads", options.config):
+        flags["threads"] = threads or shares[drafting]
     flags |= {name: value for name, value in (("device", options.device), ("dtype", options.dtype)) if value != "auto"}
     return _flags(flags, options.config)
+
+
+def _is_configured(table: str, key: str, config: Path | None) -> bool:
+    """Whether a role's own variable or TOML key says it; a flag of ours would beat both."""
+    if f"OUTRIDER_{table}_{key}".upper() in os.environ:
+        return True
+    return config is not None and key in tomllib.loads(config.read_text()).get(table, {})
 
 
 def coordinator_arguments(options: StackOptions, addresses: dict[str, str]) -> list[str]:

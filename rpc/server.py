@@ -100,7 +100,8 @@ class _LoadingHandler(grpc.GenericRpcHandler):
 
     @staticmethod
     async def _refuse(requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        await abort_with(context, Unavailable("still loading; try again when the health check says SERVING"))
+        problem = "not ready: still loading, or waiting for a worker (its own output says which); try again soon"
+        await abort_with(context, Unavailable(problem))
 
 
 async def serve_until_stopped(

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from speculation.fingerprint import Fingerprint, extend, fingerprint
 from speculation.messages import Commit, OpenDraft, Proposal, TokenId
 
-
 MAX_LOOKAHEAD = 256
 """A greater lookahead is cut to this: one session must not draft for ever."""
 

@@ -143,6 +143,7 @@ def test_failure_is_reported_and_ends_the_thread(harness: Harness, caplog: pytes
     with caplog.at_level(logging.ERROR):
         thread.submit("a")
         failure = harness.failures.get(timeout=WITHIN_S)
+        thread.stop()  # the owner is told first, the log after
     assert isinstance(failure, MemoryError)
     assert "no more" in caplog.text
     with pytest.raises(ModelThreadStopped):

@@ -158,3 +158,17 @@ def test_whatever_is_accepted_fits_the_model_and_the_wire(request_: GenerateRequ
     assert 0 <= job.sampling.seed < 2**64
     assert 0 <= job.k <= 64
     assert 0 <= job.max_lookahead <= 256
+
+
+def test_a_text_that_cannot_fit_is_refused_without_tokenizing_it() -> None:
+    assert MODEL.longest_token_chars > 0
+    found = violations_of(GenerateRequest(prompt="a" * (100 * MODEL.longest_token_chars + 1)))
+    assert "characters" in found["prompt"]
+
+
+def test_a_message_quotes_no_more_than_a_line_of_what_the_client_said() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        job_of(GenerateRequest(prompt="a", model="m" * 10**6))
+    assert len(caught.value.message) < 300
+    found = violations_of(GenerateRequest(prompt="a", speculation=SpeculationOptions(policy="x" * 10**6)))
+    assert len(found["speculation.policy"]) < 300
