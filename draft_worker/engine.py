@@ -45,8 +45,8 @@ class DraftEngine:
     """All sessions of one draft worker. Every method runs on the model thread."""
 
     def __init__(self, runtime: Runtime, vocab_size: int, max_step_tokens: int, flush_tokens: int) -> None:
-        """``vocab_size`` is the tokenizer's size. A proposal has at most ``flush_tokens`` tokens, if a step
-        drafts one."""
+        """``vocab_size`` is the tokenizer's size. At most ``flush_tokens`` drafted
+        tokens of a session wait to leave together."""
         self._runtime = runtime
         self._vocab_size = vocab_size
         self._max_step_tokens = max_step_tokens

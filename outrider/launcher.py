@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from outrider.failures import BadUsage, CommandFailed
 from outrider.role_process import RoleProcess, StatusListener
+from outrider.settings import StackSettings
 from rpc.server import check_bindable
 
 TARGET: Final = "target-worker"
@@ -180,6 +181,22 @@ def chosen_pair(target: str, draft: str, drafting: bool = True) -> tuple[str, st
     if not draft:
         raise BadUsage("--target without --draft: name a small model of the same vocabulary, or give --no-draft")
     return target, draft
+
+
+def stack_options(settings: StackSettings, config: Path | None, drafting: bool = True) -> StackOptions:
+    """What a command's settings ask for. Raises `BadUsage` for half a pair."""
+    target, draft = chosen_pair(settings.target, settings.draft, drafting)
+    return StackOptions(
+        target=target,
+        draft=draft,
+        policy=settings.policy,
+        max_k=settings.max_k,
+        device=settings.device,
+        dtype=settings.dtype,
+        target_threads=settings.target_threads,
+        draft_threads=settings.draft_threads,
+        config=config,
+    )
 
 
 def share_of_cores(num_cores: int, drafting: bool) -> tuple[int, int]:

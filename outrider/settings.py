@@ -22,9 +22,9 @@ class StackSettings(BaseSettings):
     model_config = _config("OUTRIDER_")
 
     target: str = ""
-    """Target model: a directory or a Hugging Face name. Empty: the demo pair's."""
+    """Target model: a directory or a Hugging Face name. Both empty: the demo pair."""
     draft: str = ""
-    """Draft model: a directory or a Hugging Face name. Empty: the demo pair's."""
+    """Draft model: a directory or a Hugging Face name. Both empty: the demo pair."""
     policy: Literal["fixed", "threshold", "goodput"] | None = None
     """How K is chosen. Unset: the coordinator's default."""
     max_k: int | None = Field(default=None, ge=0, le=64)

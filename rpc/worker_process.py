@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol
@@ -19,9 +18,6 @@ from rpc.server import OnStatus, RpcServer, Status, serve_until_stopped
 from rpc.worker_core import CommandT, FrameT
 from rpc.worker_settings import WorkerSettings
 from speculation.messages import ModelInfo
-
-SWITCH_INTERVAL_S = 0.0005
-"""How long the event loop and the model thread keep the interpreter from each other; Python's 5 ms is half a step."""
 
 
 class ModelFacts(Protocol):
@@ -97,8 +93,7 @@ async def serve_worker(
 
 
 def _settle() -> None:
-    """Keeps the interpreter out of the way of a thread that runs a step every few milliseconds."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    """Keeps the collector out of the way of a thread that runs a step every few milliseconds."""
     gc.collect()
     gc.freeze()  # what loading made stays for ever: the collector need not look at it again
 

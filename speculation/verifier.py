@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from speculation.acceptance import AcceptanceProfile
 from speculation.cost import DraftPace
 from speculation.draft_tree import DraftTree, Graft
-from speculation.fingerprint import Fingerprint
 from speculation.messages import FinishReason, OpenTarget, Proposal, TokenId, Verdict
 
 MAX_PROPOSAL_TOKENS = 256
@@ -51,11 +50,6 @@ class VerifierSession:
         """Committed tokens, prompt included."""
         return self._tree.token_ids
 
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Fingerprint of the committed tokens."""
-        return self._tree.fingerprint
-
     def stage(self, proposal: Proposal, now_s: float) -> None:
         """Keeps what is live of a proposal. A malformed one is dropped like a stale one: drafts are hints."""
         graft = self._tree.graft(proposal) if self._is_well_formed(proposal) else Graft()
@@ -88,7 +82,7 @@ class VerifierSession:
         missed = num_accepted < len(drafted)
         num_accepted = min(num_accepted, len(committed))
         if finish_reason is None:
-            self._learn(drafted, num_accepted)
+            self._learn(len(drafted), num_accepted)
             if not missed:
                 self._compare_with_next_staged(len(drafted), committed[-1])
         num_contradicted = self._tree.commit(committed)
@@ -116,11 +110,11 @@ class VerifierSession:
     def _learn_late(self, num_late: int, num_right: int) -> None:
         self._num_late += num_late
         self._num_late_right += num_right
-        self._learn(range(num_late), num_right)
+        self._learn(num_late, num_right)
 
-    def _learn(self, drafted: Sequence[TokenId], num_accepted: int) -> None:
+    def _learn(self, num_drafted: int, num_right: int) -> None:
         for profile in (self.profile, self._shared_profile):
-            profile.observe(len(drafted), num_accepted)
+            profile.observe(num_drafted, num_right)
 
     def _cut_at_end(self, token_ids: Sequence[TokenId], start: int) -> tuple[tuple[TokenId, ...], FinishReason | None]:
         """What is left of ``token_ids`` when nothing may follow a stop token or ``max_length``."""

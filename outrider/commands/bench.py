@@ -17,7 +17,7 @@ from outrider.bench.report import cells_table, equality_line, figures_table, mem
 from outrider.bench.settings import BenchSettings
 from outrider.bench.stages import Bench, Results, target_threads
 from outrider.failures import BadUsage, CommandFailed
-from outrider.launcher import StackOptions, chosen_pair
+from outrider.launcher import StackOptions, stack_options
 from outrider.options import with_settings
 from outrider.termination import cancel_on_sigterm
 
@@ -31,7 +31,7 @@ def bench(settings: BenchSettings, config: Path | None = None) -> None:
     """
     if settings.as_json is not None:
         _check_writable(settings.as_json)
-    options = _options(settings, config)
+    options = stack_options(settings, config)
     found_machine = machine()  # before we make it busy ourselves
     results = asyncio.run(_bench(settings, options))
     if settings.as_json is not None:
@@ -100,18 +100,3 @@ def _check_writable(file: Path) -> None:
             pass
     except OSError as error:
         raise BadUsage(f"--json {file}: {error.strerror}") from None
-
-
-def _options(settings: BenchSettings, config: Path | None) -> StackOptions:
-    target, draft = chosen_pair(settings.target, settings.draft)
-    return StackOptions(
-        target=target,
-        draft=draft,
-        policy=settings.policy,
-        max_k=settings.max_k,
-        device=settings.device,
-        dtype=settings.dtype,
-        target_threads=settings.target_threads,
-        draft_threads=settings.draft_threads,
-        config=config,
-    )

@@ -14,7 +14,7 @@ from outrider.client import Client, Event, Finished, Started, Tokens
 from outrider.demo import PROMPT, Comparison, OnEvent, Task, compare, median, report
 from outrider.display import Progress, TokenPrinter
 from outrider.failures import CommandFailed
-from outrider.launcher import LocalStack, StackOptions, chosen_pair
+from outrider.launcher import LocalStack, stack_options
 from outrider.options import with_settings
 from outrider.settings import DemoSettings
 from outrider.termination import cancel_on_sigterm
@@ -42,7 +42,7 @@ async def _demo(settings: DemoSettings, config: Path | None) -> Comparison:
     task = Task(settings.prompt or PROMPT, settings.max_tokens, settings.temperature, settings.seed)
     show = _show_nothing if settings.as_json else _live_printer(task)
     with Progress() as progress:
-        async with LocalStack(_options(settings, config), progress.show) as stack:
+        async with LocalStack(stack_options(settings, config), progress.show) as stack:
             progress.done()
             async with Client(stack.address) as client:
                 return await compare(client, task, settings.repeats, show)
@@ -95,18 +95,3 @@ def _verdict(comparison: Comparison) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2f}"
-
-
-def _options(settings: DemoSettings, config: Path | None) -> StackOptions:
-    target, draft = chosen_pair(settings.target, settings.draft)
-    return StackOptions(
-        target=target,
-        draft=draft,
-        policy=settings.policy,
-        max_k=settings.max_k,
-        device=settings.device,
-        dtype=settings.dtype,
-        target_threads=settings.target_threads,
-        draft_threads=settings.draft_threads,
-        config=config,
-    )

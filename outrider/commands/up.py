@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 import typer
 
 from outrider.display import Progress
-from outrider.launcher import DRAFT, TARGET, LocalStack, StackOptions, chosen_pair
+from outrider.launcher import DRAFT, TARGET, LocalStack, StackOptions, stack_options
 from outrider.options import with_settings
 from outrider.settings import UpSettings
 from outrider.termination import cancel_on_sigterm
@@ -45,17 +46,5 @@ def _announce(options: StackOptions, stack: LocalStack) -> None:
 
 
 def _options(settings: UpSettings, config: Path | None) -> StackOptions:
-    target, draft = chosen_pair(settings.target, settings.draft, drafting=not settings.no_draft)
-    return StackOptions(
-        target=target,
-        draft=draft,
-        host=settings.host,
-        grpc_port=settings.grpc_port,
-        policy=settings.policy,
-        max_k=settings.max_k,
-        device=settings.device,
-        dtype=settings.dtype,
-        target_threads=settings.target_threads,
-        draft_threads=settings.draft_threads,
-        config=config,
-    )
+    options = stack_options(settings, config, drafting=not settings.no_draft)
+    return dataclasses.replace(options, host=settings.host, grpc_port=settings.grpc_port)

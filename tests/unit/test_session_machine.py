@@ -17,6 +17,7 @@ from speculation.acceptance import AcceptanceProfile
 from speculation.adaptive_k import Load
 from speculation.cost import DraftPace
 from speculation.drafter import DrafterSession
+from speculation.fingerprint import fingerprint
 from speculation.messages import (
     CloseSession,
     Commit,
@@ -218,7 +219,7 @@ class SessionMachine(RuleBasedStateMachine):
         known = self.target.token_ids if self.target is not None else []
         value = 7
         if good_fingerprint and self.target is not None:
-            prefix_length, value = len(known), self.target.fingerprint
+            prefix_length, value = len(known), fingerprint(known)
         rubbish = Proposal(prefix_length, value, tuple(tokens), (1.0,) * len(tokens))
         if self.target is not None:
             self.target.stage(rubbish, self.now_s)

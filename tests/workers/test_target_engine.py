@@ -48,7 +48,6 @@ class Harness:
         self.tokens: dict[int, list[int]] = {}
         self.verdicts: dict[int, list[Verdict]] = {}
         self.errors: dict[int, SessionError] = {}
-        self.num_frames = 0
 
     def send(self, session: int, *commands: TargetCommand) -> None:
         self.engine.apply([Submitted(CONNECTION, [(SessionId(session), command) for command in commands], 0.0)])
@@ -70,7 +69,6 @@ class Harness:
         result = self.engine.step()
         assert len(result.outputs) <= 1, "at most one frame per step for one connection"
         for _, frame in result.outputs:
-            self.num_frames += 1
             for session, event in frame.items:
                 if isinstance(event, Verdict):
                     self.tokens[session].extend(event.token_ids)
