@@ -16,9 +16,9 @@ from inference.errors import (
 from inference.loading import LoadedModel, ModelDescription, load_model, load_tokenizer_json
 from inference.model_thread import Engine, ModelThread, ModelThreadStopped, StepResult
 from inference.noise import gumbel, random_bits, uniform
+from inference.paged_runtime import PagedRuntime
 from inference.runtime import Chunk, Runtime, SequenceId
 from inference.sampling import Draws, SamplingRow, draw
-from inference.transformers_runtime import TransformersRuntime
 from inference.warm_up import warm_up
 
 __all__ = [
@@ -35,11 +35,11 @@ __all__ = [
     "ModelThread",
     "ModelThreadStopped",
     "OutOfKVBlocks",
+    "PagedRuntime",
     "Runtime",
     "SamplingRow",
     "SequenceId",
     "StepResult",
-    "TransformersRuntime",
     "UnknownSequence",
     "draw",
     "gumbel",

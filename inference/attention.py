@@ -59,6 +59,11 @@ class AttentionStep(Protocol):
 class AttentionBackend(Protocol):
     """A way to compute attention over the paged cache: `plan` once per step, then `attend` once per layer."""
 
+    @property
+    def keys_by_dim(self) -> bool:
+        """How its keys are to lie in memory; see `KVCache`."""
+        ...
+
     def plan(self, batch: PackedBatch, cache: KVCache) -> AttentionStep: ...
 
 

@@ -11,10 +11,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from inference.attention import ATTENTION_NAME, AttentionBackend, register_attention
 from inference.errors import ModelLoadError
+from inference.fused_choice import choose_forward
 from inference.hub import explain, fetch, quiet_progress
+from inference.matmul_attention import MatmulBackend
+from inference.model_forward import TransformersForward
 from inference.model_probe import probe, usable_context
+from inference.paged_runtime import PagedRuntime
 from inference.sdpa_attention import SdpaBackend
-from inference.transformers_runtime import TransformersRuntime
 from inference.weight_layout import store_weights_by_input
 
 DEFAULT_KV_TOKENS = 16_384
@@ -45,7 +48,7 @@ class ModelDescription:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    runtime: TransformersRuntime
+    runtime: PagedRuntime
     description: ModelDescription
 
 
@@ -58,6 +61,7 @@ def load_model(
     block_size: int = DEFAULT_BLOCK_SIZE,
     num_threads: int | None = None,
     backend: AttentionBackend | None = None,
+    fuse: bool = True,
     on_progress: Callable[[str], None] | None = None,
 ) -> LoadedModel:
     """Load a causal language model of Hugging Face and give it a paged KV pool.
@@ -69,7 +73,8 @@ def load_model(
             dtype of the stored weights.
         kv_tokens: positions of all sequences together, rounded up to whole blocks. Allocated now.
         num_threads: CPU threads of the calling thread's operations; None leaves torch's setting.
-        backend: how attention is computed; None is `SdpaBackend`.
+        backend: how attention is computed; None is `MatmulBackend` on a CPU and `SdpaBackend` elsewhere.
+        fuse: run the layers by `FusedForward` where it knows the architecture; False: by transformers always.
         on_progress: called with one short line per stage.
 
     Raises:
@@ -84,15 +89,19 @@ def load_model(
     report(f"reading weights of {name}")
     model = _load_weights(str(name), torch_dtype, torch_device)
     with explain(str(name), "lower kv_tokens, or use another model or device"):
-        geometry = probe(model)
+        probed = probe(model)
+        backend = backend or (MatmulBackend() if torch_device.type == "cpu" else SdpaBackend())
+        max_context = usable_context(model)
+        forward = choose_forward(model, backend, probed, max_context) if fuse else TransformersForward(model)
         report(f"allocating a KV pool of {kv_tokens:,} tokens")
-        runtime = TransformersRuntime(
+        runtime = PagedRuntime(
             model,
-            backend or SdpaBackend(),
-            geometry,
+            forward,
+            backend,
+            probed.geometry,
             num_blocks=-(-kv_tokens // block_size),
             block_size=block_size,
-            max_context=usable_context(model),
+            max_context=max_context,
         )
     return LoadedModel(runtime, _describe(str(name), model, runtime))
 
@@ -154,7 +163,7 @@ def _dtype(setting: str, device: torch.device) -> torch.dtype:
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _describe(name: str, model: PreTrainedModel, runtime: TransformersRuntime) -> ModelDescription:
+def _describe(name: str, model: PreTrainedModel, runtime: PagedRuntime) -> ModelDescription:
     weights = list(model.parameters()) + list(model.buffers())
     return ModelDescription(
         name=name,

@@ -6,6 +6,8 @@ refuse what the paged attention would silently get wrong.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,21 +20,32 @@ from inference.kv_cache import AttentionGeometry
 _SUPPORTED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
 
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What the model's attention layers ask for."""
+
+    geometry: AttentionGeometry
+    rules: Mapping[int, LayerRule]
+    """By layer."""
+
+
 class _Probe:
-    """An `AttentionStep` that computes nothing and notes the shapes it is given."""
+    """An `AttentionStep` that computes nothing and notes what it is asked for."""
 
     def __init__(self) -> None:
         self.geometry_of_layer: dict[int, tuple[int, int, int, int]] = {}
+        self.rules: dict[int, LayerRule] = {}
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: LayerRule
     ) -> torch.Tensor:
+        self.rules[layer] = rule
         self.geometry_of_layer[layer] = (query.shape[1], key.shape[1], key.shape[3], value.shape[3])
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
 
 
-def probe(model: PreTrainedModel) -> AttentionGeometry:
-    """The shapes of the model's attention layers.
+def probe(model: PreTrainedModel) -> Probed:
+    """The shapes and rules of the model's attention layers.
 
     Raises:
         ModelLoadError: the model has layers that keep state other than keys and values, or attends in a way that
@@ -53,7 +66,7 @@ def probe(model: PreTrainedModel) -> AttentionGeometry:
         )
     if len(shapes) != 1:
         raise ModelLoadError(f"attention layers of different shapes ({sorted(shapes)}) cannot share a KV pool")
-    return AttentionGeometry(len(layers), *shapes.pop())
+    return Probed(AttentionGeometry(len(layers), *shapes.pop()), watched.rules)
 
 
 def _require_known_layers(layer_types: list[str]) -> None:

@@ -51,7 +51,7 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     model = load_model(tmp_path, device="cpu", kv_tokens=64).runtime._model
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.is_contiguous()
-    assert model.model.layers[0].mlp.up_proj.weight.t().is_contiguous()
+    assert model.model.layers[0].mlp.up_proj.weight.stride(0) == 1  # by input
 
 
 def test_several_eos_tokens(tmp_path: Path, llama_folder: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from inference import Chunk, SamplingRow, SequenceId, TransformersRuntime, draw, load_model
+from inference import Chunk, PagedRuntime, SamplingRow, SequenceId, draw, load_model
+from inference.sdpa_attention import SdpaBackend
 
 from .tiny_models import CONFIGS, VOCAB_SIZE, WINDOW, save_tiny_model
 
@@ -20,7 +22,7 @@ TOLERANCE = 2e-5
 class Checker:
     """Runs sequences on a runtime and checks every logit against a full forward of the same tokens."""
 
-    def __init__(self, reference: PreTrainedModel, runtime: TransformersRuntime) -> None:
+    def __init__(self, reference: PreTrainedModel, runtime: PagedRuntime) -> None:
         self.reference = reference
         self.runtime = runtime
         self.tokens: dict[SequenceId, list[int]] = {}
@@ -63,16 +65,32 @@ class Checker:
         return logits[len(logits) - num_logits :]
 
 
-@pytest.fixture(scope="module", params=sorted(CONFIGS))
+WAYS: dict[str, dict[str, Any]] = {
+    "": {},
+    " by transformers": {"fuse": False},
+    " with sdpa": {"backend": SdpaBackend()},
+    " by transformers with sdpa": {"fuse": False, "backend": SdpaBackend()},
+}
+"""What is not the default on a CPU; the second two are that of a GPU."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(name, way) for name in sorted(CONFIGS) for way in WAYS if not way or name in ("llama-gqa", "mistral")],
+    ids="".join,
+)
 def make_checker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, device: str
 ) -> Iterator[Callable[..., Checker]]:
     folder = tmp_path_factory.mktemp("model")
-    save_tiny_model(request.param, folder)
+    architecture, way = request.param
+    save_tiny_model(architecture, folder)
     reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").to(device).eval()
 
     def make(kv_tokens: int = 512, block_size: int = 4) -> Checker:
-        loaded = load_model(folder, device=device, dtype="float32", kv_tokens=kv_tokens, block_size=block_size)
+        loaded = load_model(
+            folder, device=device, dtype="float32", kv_tokens=kv_tokens, block_size=block_size, **WAYS[way]
+        )
         return Checker(reference, loaded.runtime)
 
     return make

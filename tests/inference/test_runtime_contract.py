@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference import Chunk, ContextOverflow, OutOfKVBlocks, TransformersRuntime, UnknownSequence, load_model, warm_up
+from inference import Chunk, ContextOverflow, OutOfKVBlocks, PagedRuntime, UnknownSequence, load_model, warm_up
 from inference.attention import AttentionStep
 from inference.kv_cache import KVCache
 from inference.packing import PackedBatch
@@ -18,11 +18,11 @@ from .tiny_models import VOCAB_SIZE
 
 
 @pytest.fixture
-def runtime(llama_folder: Path, device: str) -> TransformersRuntime:
+def runtime(llama_folder: Path, device: str) -> PagedRuntime:
     return load_model(llama_folder, device=device, dtype="float32", kv_tokens=64, block_size=8).runtime
 
 
-def test_counts(runtime: TransformersRuntime) -> None:
+def test_counts(runtime: PagedRuntime) -> None:
     assert (runtime.vocab_size, runtime.max_context, runtime.num_free_tokens) == (VOCAB_SIZE, 64, 64)
     sequence = runtime.open()
     runtime.forward([Chunk(sequence, range(9), 1)])
@@ -33,14 +33,14 @@ def test_counts(runtime: TransformersRuntime) -> None:
     assert runtime.num_free_tokens == 64
 
 
-def test_no_logits_wanted(runtime: TransformersRuntime) -> None:
+def test_no_logits_wanted(runtime: PagedRuntime) -> None:
     sequence = runtime.open()
     assert runtime.forward([Chunk(sequence, [1, 2], 0)]).shape == (0, VOCAB_SIZE)
     assert runtime.forward([]).shape == (0, VOCAB_SIZE)
     assert runtime.length(sequence) == 2
 
 
-def test_out_of_blocks_changes_nothing(runtime: TransformersRuntime) -> None:
+def test_out_of_blocks_changes_nothing(runtime: PagedRuntime) -> None:
     small, large = runtime.open(), runtime.open()
     runtime.forward([Chunk(small, [1] * 8, 0), Chunk(large, [1] * 40, 0)])
     with pytest.raises(OutOfKVBlocks, match="needs 3 KV blocks of 8 tokens and 2 are free"):
@@ -61,14 +61,14 @@ def test_context_overflow_changes_nothing(llama_folder: Path, device: str) -> No
 
 
 @pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE])
-def test_token_out_of_range(runtime: TransformersRuntime, token_id: int) -> None:
+def test_token_out_of_range(runtime: PagedRuntime, token_id: int) -> None:
     sequence = runtime.open()
     with pytest.raises(ValueError, match="token ids must be in"):
         runtime.forward([Chunk(sequence, [1, token_id], 1)])
     assert runtime.length(sequence) == 0
 
 
-def test_a_sequence_twice_in_a_batch(runtime: TransformersRuntime) -> None:
+def test_a_sequence_twice_in_a_batch(runtime: PagedRuntime) -> None:
     sequence = runtime.open()
     with pytest.raises(ValueError, match="twice"):
         runtime.forward([Chunk(sequence, [1], 1), Chunk(sequence, [2], 1)])
@@ -76,12 +76,12 @@ def test_a_sequence_twice_in_a_batch(runtime: TransformersRuntime) -> None:
 
 
 @pytest.mark.parametrize("num_logits", [-1, 3])
-def test_chunk_refuses_impossible_logits(runtime: TransformersRuntime, num_logits: int) -> None:
+def test_chunk_refuses_impossible_logits(runtime: PagedRuntime, num_logits: int) -> None:
     with pytest.raises(ValueError, match="num_logits must be in"):
         Chunk(runtime.open(), [1, 2], num_logits)
 
 
-def test_freed_sequence_is_unknown(runtime: TransformersRuntime) -> None:
+def test_freed_sequence_is_unknown(runtime: PagedRuntime) -> None:
     sequence = runtime.open()
     runtime.free(sequence)
     for use in (runtime.length, runtime.fork, runtime.free):
@@ -119,7 +119,7 @@ def test_failing_forward_is_rolled_back(llama_folder: Path, device: str) -> None
     torch.testing.assert_close(runtime.forward([Chunk(sequence, range(5, 10), 5)]), expected[5:])
 
 
-def test_a_sequence_does_not_see_its_neighbours(runtime: TransformersRuntime) -> None:
+def test_a_sequence_does_not_see_its_neighbours(runtime: PagedRuntime) -> None:
     """Bit for bit: the same single-token decode, whatever other sequences hold."""
 
     def decode(neighbour_token: int) -> torch.Tensor:
@@ -133,7 +133,7 @@ def test_a_sequence_does_not_see_its_neighbours(runtime: TransformersRuntime) ->
     assert torch.equal(decode(1), decode(90))
 
 
-def test_bfloat16(llama_folder: Path, runtime: TransformersRuntime, device: str) -> None:
+def test_bfloat16(llama_folder: Path, runtime: PagedRuntime, device: str) -> None:
     half = load_model(llama_folder, device=device, dtype="bfloat16", kv_tokens=64).runtime
     logits = [r.forward([Chunk(r.open(), range(20), 20)]) for r in (runtime, half)]
     assert logits[1].dtype == torch.float32
@@ -141,13 +141,13 @@ def test_bfloat16(llama_folder: Path, runtime: TransformersRuntime, device: str)
     torch.testing.assert_close(logits[1], logits[0], atol=0.2, rtol=0.1)
 
 
-def test_the_model_does_not_run_without_its_runtime(runtime: TransformersRuntime) -> None:
+def test_the_model_does_not_run_without_its_runtime(runtime: PagedRuntime) -> None:
     call: Callable[..., object] = runtime._model
     with pytest.raises(RuntimeError, match="only through its Runtime"):
         call(torch.tensor([[1]], device=runtime._model.device))
 
 
-def test_warm_up_leaves_nothing_behind(runtime: TransformersRuntime) -> None:
+def test_warm_up_leaves_nothing_behind(runtime: PagedRuntime) -> None:
     warm_up(runtime)
     assert runtime.num_free_tokens == 64
     runtime.check_integrity()

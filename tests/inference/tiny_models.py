@@ -13,6 +13,7 @@ from transformers import (
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
     Qwen3Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -39,6 +40,19 @@ _SHAPE = {
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama-mha": lambda: LlamaConfig(**{**_SHAPE, "num_key_value_heads": 4}),
     "llama-gqa": lambda: LlamaConfig(**_SHAPE),
+    "llama-biased": lambda: LlamaConfig(**_SHAPE, attention_bias=True),
+    "llama-3-rope": lambda: LlamaConfig(
+        **_SHAPE,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "qwen2": lambda: Qwen2Config(**{name: value for name, value in _SHAPE.items() if name != "head_dim"}),
     "qwen3": lambda: Qwen3Config(**_SHAPE),
     "mistral": lambda: MistralConfig(**_SHAPE, sliding_window=WINDOW),
     "gemma2": lambda: Gemma2Config(
@@ -57,4 +71,8 @@ def save_tiny_model(architecture: str, folder: Path, dtype: torch.dtype = torch.
     """Write a random model; the same one each time."""
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[architecture]())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # norms and biases, which begin as ones and zeros: mistakes in them would not show
+                parameter.add_(0.2 * torch.randn_like(parameter))
     model.to(dtype).save_pretrained(folder)

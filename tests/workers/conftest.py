@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM
 
-from inference import TransformersRuntime, load_model
+from inference import PagedRuntime, load_model
 from tests.doubles import tiny_models
 
 
@@ -28,8 +28,8 @@ def model_folders(target_model: LlamaForCausalLM, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def make_runtime(model_folders: dict[str, Path]) -> Callable[..., TransformersRuntime]:
-    def make(name: str = "target", kv_tokens: int = 4096) -> TransformersRuntime:
+def make_runtime(model_folders: dict[str, Path]) -> Callable[..., PagedRuntime]:
+    def make(name: str = "target", kv_tokens: int = 4096) -> PagedRuntime:
         return load_model(model_folders[name], device="cpu", kv_tokens=kv_tokens, num_threads=1).runtime
 
     return make

@@ -9,7 +9,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from draft_worker.engine import DraftEngine
-from inference import TransformersRuntime
+from inference import PagedRuntime
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.fingerprint import fingerprint
 from speculation.messages import (
@@ -27,7 +27,7 @@ from speculation.messages import (
 from tests.doubles import reference
 from tests.doubles.tiny_models import VOCAB_SIZE
 
-MakeRuntime = Callable[..., TransformersRuntime]
+MakeRuntime = Callable[..., PagedRuntime]
 CONNECTION = ConnectionId(1)
 SAMPLING = Sampling(1.0, 0, 0.95, 3)
 PARAMETERS = reference.Parameters(1.0, 0, 0.95, 3)
@@ -36,7 +36,7 @@ PARAMETERS = reference.Parameters(1.0, 0, 0.95, 3)
 class Harness:
     """Feeds an engine and keeps what it sends."""
 
-    def __init__(self, runtime: TransformersRuntime, flush_tokens: int = 1, max_step_tokens: int = 64) -> None:
+    def __init__(self, runtime: PagedRuntime, flush_tokens: int = 1, max_step_tokens: int = 64) -> None:
         self.runtime = runtime
         self.engine = DraftEngine(runtime, VOCAB_SIZE, max_step_tokens, flush_tokens)
         self.proposals: dict[int, list[Proposal]] = {}

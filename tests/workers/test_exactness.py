@@ -22,7 +22,7 @@ from coordinator.in_process import InProcessClient
 from coordinator.requests import GenerateRequest, SpeculationOptions
 from coordinator.settings import CoordinatorSettings
 from draft_worker.engine import DraftEngine
-from inference import ModelThread, TransformersRuntime, load_tokenizer_json
+from inference import ModelThread, PagedRuntime, load_tokenizer_json
 from rpc.codec import DraftFrame
 from rpc.engine_host import EngineHost
 from rpc.worker_process import describe_model
@@ -68,7 +68,7 @@ def expected(model: LlamaForCausalLM, index: int) -> list[int]:
 
 @asynccontextmanager
 async def stack(
-    make_runtime: Callable[..., TransformersRuntime],
+    make_runtime: Callable[..., PagedRuntime],
     model_folders: dict[str, object],
     drafter: str,
     chaos: bool,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from transformers import LlamaForCausalLM
 
-from inference import TransformersRuntime
+from inference import PagedRuntime
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.fingerprint import fingerprint
 from speculation.messages import (
@@ -29,7 +29,7 @@ from target_worker.engine import VerifyEngine
 from tests.doubles import reference
 from tests.doubles.tiny_models import VOCAB_SIZE
 
-MakeRuntime = Callable[..., TransformersRuntime]
+MakeRuntime = Callable[..., PagedRuntime]
 CONNECTION = ConnectionId(1)
 PARAMETERS = [
     reference.Parameters(),
@@ -41,7 +41,7 @@ PARAMETERS = [
 class Harness:
     """Feeds an engine and keeps what each session got."""
 
-    def __init__(self, runtime: TransformersRuntime, max_step_tokens: int = 64) -> None:
+    def __init__(self, runtime: PagedRuntime, max_step_tokens: int = 64) -> None:
         self.runtime = runtime
         # a clock on which every step takes as long as any other, so that the planner trims nothing
         self.engine = VerifyEngine(runtime, VOCAB_SIZE, max_step_tokens, clock=itertools.count(0.0, 0.01).__next__)

@@ -1,4 +1,4 @@
-"""A `Runtime` whose layers are transformers' and whose attention and KV memory are ours."""
+"""The `Runtime`: a model's forward, and the paged memory of its keys and values."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from inference.attention import STEP_KEYWORD, AttentionBackend
+from inference.attention import AttentionBackend
 from inference.errors import ContextOverflow
 from inference.kv_cache import AttentionGeometry, KVCache
 from inference.kv_pool import KVPool
+from inference.model_forward import ModelForward
 from inference.packing import PackedBatch, pack
 from inference.runtime import Chunk, Runtime, SequenceId
 
 
-class TransformersRuntime(Runtime):
+class PagedRuntime(Runtime):
     """Packed ragged forward passes over a paged KV pool. See `Runtime` for the contract.
 
-    `model` must be in eval mode and use our registered attention; `max_context` is what the model was made for and
-    is lowered to what the pool can hold.
+    `forward` runs `model`'s weights, which are in eval mode; `max_context` is what the model was made for and is
+    lowered to what the pool can hold.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
+        forward: ModelForward,
         backend: AttentionBackend,
         geometry: AttentionGeometry,
         *,
@@ -33,10 +35,13 @@ class TransformersRuntime(Runtime):
         max_context: int,
     ) -> None:
         self._model = model
+        self._forward = forward
         self._backend = backend
         self._device = model.device
         self._pool = KVPool(num_blocks, block_size)
-        self._cache = KVCache(geometry, num_blocks, block_size, model.dtype, model.device)
+        self._cache = KVCache(
+            geometry, num_blocks, block_size, model.dtype, model.device, keys_by_dim=backend.keys_by_dim
+        )
         self._vocab_size = _num_rows(model.get_output_embeddings())  # type: ignore[no-untyped-call]
         self._num_embeddings = _num_rows(model.get_input_embeddings())
         self._max_context = min(max_context, num_blocks * block_size)
@@ -109,18 +114,11 @@ class TransformersRuntime(Runtime):
                 )
 
     def _run(self, packed: PackedBatch) -> torch.Tensor:
-        inputs = {
-            "input_ids": packed.token_ids,
-            "position_ids": packed.position_ids,
-            "use_cache": False,
-            STEP_KEYWORD: self._backend.plan(packed, self._cache),
-        }
-        if not packed.num_logits:
-            self._model.base_model(**inputs)
-            return self._no_logits()
-        rows = 0 if packed.logit_rows is None else packed.logit_rows  # 0 means all of them
-        logits: torch.Tensor = self._model(**inputs, logits_to_keep=rows).logits[0]
-        return logits.float()
+        step = self._backend.plan(packed, self._cache)
+        if packed.num_logits:
+            return self._forward.run(packed, step)
+        self._forward.run_without_logits(packed, step)
+        return self._no_logits()
 
     def _no_logits(self) -> torch.Tensor:
         return torch.empty(0, self._vocab_size, dtype=torch.float32, device=self._device)
