@@ -201,6 +201,7 @@ class Coordinator:
             policy=self._make_policy(job, target, draft),
             max_lookahead=job.max_lookahead,
             draft_max_length=min(contexts, default=0),  # any of them may be given to the session later
+            turns=job.turns,
         )
 
     def _make_policy(self, job: Job, target: TargetLink, draft: DraftLink | None) -> KPolicy | None:

@@ -32,6 +32,7 @@ class SpeculationOptions:
     policy: str = ""
     k: int | None = None
     lookahead: int | None = None
+    turns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class Job:
     """None is plain decoding."""
     k: int
     max_lookahead: int
+    turns: bool = False
 
 
 def validate(request: GenerateRequest, model: ServedModel, defaults: SpeculationDefaults) -> Job:
@@ -192,6 +194,7 @@ def _resolve(
         policy=(options.policy or defaults.policy) if speculates else None,
         k=k,
         max_lookahead=lookahead,
+        turns=options.turns,
     )
 
 

@@ -31,6 +31,7 @@ def _options_from_proto(message: generation_pb2.SpeculationOptions) -> Speculati
         policy=message.policy,
         k=message.k if message.HasField("k") else None,
         lookahead=message.lookahead if message.HasField("lookahead") else None,
+        turns=message.turns,
     )
 
 

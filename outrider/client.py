@@ -197,4 +197,5 @@ def _speculation_options(speculation: Speculation) -> pb.SpeculationOptions:
         policy=speculation.policy,
         k=speculation.k,
         lookahead=speculation.lookahead,
+        turns=speculation.turns,
     )

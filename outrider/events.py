@@ -21,6 +21,8 @@ class Speculation:
     """K for "fixed", the greatest K otherwise."""
     lookahead: int | None = None
     """Draft at most this many tokens beyond the committed ones."""
+    turns: bool = False
+    """For measurements: draft, then verify, in turns."""
 
 
 @dataclass(frozen=True, slots=True)

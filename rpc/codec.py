@@ -141,6 +141,7 @@ def _open_target_to_proto(command: OpenTarget) -> target_pb2.OpenTarget:
         max_length=command.max_length,
         stop_token_ids=command.stop_token_ids,
         k=command.k,
+        turns=command.turns,
     )
 
 
@@ -173,6 +174,7 @@ def _open_target_from_proto(message: target_pb2.OpenTarget) -> OpenTarget:
         max_length=message.max_length,
         stop_token_ids=tuple(message.stop_token_ids),
         k=message.k,
+        turns=message.turns,
     )
 
 

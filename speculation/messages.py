@@ -99,6 +99,8 @@ class OpenTarget:
     max_length: int
     stop_token_ids: tuple[TokenId, ...]
     k: int
+    turns: bool = False
+    """Verify nothing before K tokens are staged; see `speculation.turns`."""
 
 
 @dataclass(frozen=True, slots=True)

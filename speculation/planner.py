@@ -31,6 +31,7 @@ from itertools import accumulate
 
 from speculation.cost import DraftPace, StepCostModel, StepCurve
 from speculation.messages import SessionId
+from speculation.turns import Turn
 
 WAIT_MARGIN = 0.03
 """Waiting must promise so much more, as a share of the tokens of a plain step's time: the drafts are a forecast,
@@ -66,6 +67,8 @@ class Candidate:
     """P(the first d drafted tokens are accepted) for d = 1 .. k, never rising; more is fine."""
     pace: DraftPace | None
     """None: no drafter feeds this session."""
+    turn: Turn | None = None
+    """Set for a session that takes turns with its drafter; it sits out until its turn comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class StepPlan:
     wait_s: float
     """0: run now. Otherwise wait at most so long for proposals, then plan again."""
     num_drafted: Mapping[SessionId, int]
-    """Drafted tokens to verify, for each candidate; every candidate is in the step."""
+    """Drafted tokens to verify, for each candidate that is in the step: all but those that wait for their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,11 @@ class StepPlanner:
 
         ``num_prefill_tokens`` are in the step whatever is decided here; with any there is work, so no waiting.
         """
+        turn_wait_s = 0.0 if num_prefill_tokens else _turn_wait_s(candidates, now_s)
+        if turn_wait_s:
+            candidates = [one for one in candidates if one.turn is None]
+            if not candidates:
+                return StepPlan(turn_wait_s, {})
         num_fixed = len(candidates) + num_prefill_tokens
         curve = self._costs.curve(num_fixed, len(candidates)) if candidates else None
         chances = _chances(candidates, self._max_step_tokens - num_fixed)
@@ -174,6 +182,11 @@ class StepPlanner:
                 return None
             feeds.append(feed)
         return feeds
+
+
+def _turn_wait_s(candidates: Sequence[Candidate], now_s: float) -> float:
+    """How long those that take turns sit out at most; they go together. 0: they are ready."""
+    return max((one.turn.wait_s(one.num_staged, now_s) for one in candidates if one.turn is not None), default=0.0)
 
 
 def _may_wait(one: Candidate, now_s: float, longest_s: float) -> bool:

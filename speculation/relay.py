@@ -161,8 +161,12 @@ class RelaySession:
         policy: KPolicy | None,
         max_lookahead: int,
         draft_max_length: int = 0,
+        turns: bool = False,
     ) -> None:
-        """``policy`` None is plain decoding; ``draft_max_length``, if not 0, is where the draft's context ends."""
+        """``policy`` None is plain decoding; ``draft_max_length``, if not 0, is where the draft's context ends.
+
+        ``turns``: draft, then verify, never both (`speculation.turns`).
+        """
         self.stats = SessionStats()
         self._token_ids = list(prompt)
         self._sampling = sampling
@@ -171,6 +175,7 @@ class RelaySession:
         self._policy = policy
         self._max_lookahead = max_lookahead
         self._draft_max_length = min(draft_max_length, max_length) if draft_max_length else max_length
+        self._turns = turns
         self._drafter = _Drafter.ABSENT
         self._target_open = False
         self._over = False
@@ -196,7 +201,9 @@ class RelaySession:
             return []
         self._target_open = True
         self._k = self._wanted_k()
-        command = OpenTarget(tuple(self._token_ids), self._sampling, self._max_length, self._stop_token_ids, self._k)
+        command = OpenTarget(
+            tuple(self._token_ids), self._sampling, self._max_length, self._stop_token_ids, self._k, self._turns
+        )
         return [ToTarget(command), *self._steer_drafter()]
 
     def on_target_lost(self, now_s: float) -> list[Action]:
@@ -279,7 +286,13 @@ class RelaySession:
             return 0
         if self._draft_max_length <= len(self._token_ids) + 1:  # the drafter's context is full
             return 0
+        if self._turns:  # the target waits for K drafts, so K is no more than the drafter may draft
+            return min(self._policy.k(), self._max_lookahead, self._draft_max_length - len(self._token_ids))
         return self._policy.k()
+
+    def _wanted_lookahead(self) -> int:
+        k = self._wanted_k()
+        return k if self._turns else lookahead_for(k, self._max_lookahead)
 
     def _steer_both(self) -> list[Action]:
         return [*self._steer_drafter(), *self._steer_target()]
@@ -295,7 +308,7 @@ class RelaySession:
         """Brings the drafter to the lookahead that K asks for, with the commits it has missed."""
         if self._drafter is _Drafter.ABSENT or not self._target_open:
             return []
-        lookahead = lookahead_for(self._wanted_k(), self._max_lookahead)
+        lookahead = self._wanted_lookahead()
         if lookahead == 0:
             return self._pause()
         if self._drafter is _Drafter.IDLE:

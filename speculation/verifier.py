@@ -17,6 +17,7 @@ from speculation.acceptance import AcceptanceProfile
 from speculation.cost import DraftPace
 from speculation.draft_tree import DraftTree, Graft
 from speculation.messages import FinishReason, OpenTarget, Proposal, TokenId, Verdict
+from speculation.turns import Turn
 
 MAX_PROPOSAL_TOKENS = 256
 
@@ -40,6 +41,8 @@ class VerifierSession:
         self._stop_token_ids = frozenset(command.stop_token_ids)
         self._num_dropped = 0
         self._num_late = self._num_late_right = 0
+        self._takes_turns = command.turns
+        self._last_verdict_s: float | None = None
 
     def set_k(self, k: int) -> None:
         """Verify at most ``k`` drafted tokens in one step from now on."""
@@ -65,9 +68,21 @@ class VerifierSession:
         """Staged tokens that could still be verified."""
         return len(self.drafted(self._max_length))
 
+    @property
+    def turn(self) -> Turn | None:
+        """What the next step waits for, if the session takes turns. The first token never waits for the drafter."""
+        if not self._takes_turns or self._last_verdict_s is None:
+            return None
+        return Turn(min(self.k, self._max_drafted), self._last_verdict_s)
+
+    @property
+    def _max_drafted(self) -> int:
+        """Leaves room for the target's own token."""
+        return self._max_length - len(self.token_ids) - 1
+
     def drafted(self, k: int) -> list[TokenId]:
-        """Up to ``k`` staged tokens to verify, leaving room for the target's own token."""
-        return self._tree.main_line(min(k, self._max_length - len(self.token_ids) - 1))
+        """Up to ``k`` staged tokens to verify, never past the end of the sequence."""
+        return self._tree.main_line(min(k, self._max_drafted))
 
     def conclude(self, drafted: Sequence[TokenId], draws: Sequence[TokenId], now_s: float) -> Verdict:
         """Commits the outcome of a step.
@@ -87,6 +102,7 @@ class VerifierSession:
                 self._compare_with_next_staged(len(drafted), committed[-1])
         num_contradicted = self._tree.commit(committed)
         self.pace.on_verdict(now_s, self.num_staged, missed or num_contradicted > 0)
+        self._last_verdict_s = now_s
         verdict = Verdict(
             start=start,
             token_ids=committed,

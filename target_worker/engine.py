@@ -150,14 +150,15 @@ class VerifyEngine:
             k=verifier.k,
             survival=verifier.profile.survival(verifier.k),
             pace=verifier.pace if verifier.k else None,
+            turn=verifier.turn,
         )
 
     def _entries(self, plan: StepPlan, prefilling: Sequence[TargetSession]) -> list[StepEntry]:
         entries = []
         budget = self._max_step_tokens
         for session in self._sessions.values():
-            if session.is_decoding:
-                num_drafted = plan.num_drafted.get(SessionId(session.sequence), 0)
+            num_drafted = plan.num_drafted.get(SessionId(session.sequence))
+            if num_drafted is not None:
                 entries.append(session.decode_entry(num_drafted))
                 budget -= len(entries[-1].token_ids)
         for session in prefilling:

@@ -44,7 +44,8 @@ def frame(*items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(st.tuples(u64, st.one_of(*items)), max_size=5).map(tuple)
 
 
-target_command = frame(st.builds(OpenTarget, tokens, sampling, u32, tokens, u32), proposal, st.builds(SetK, u32), close)
+open_target = st.builds(OpenTarget, tokens, sampling, u32, tokens, u32, st.booleans())
+target_command = frame(open_target, proposal, st.builds(SetK, u32), close)
 draft_command = frame(
     st.builds(OpenDraft, tokens, sampling, u32, u32),
     st.builds(Commit, u32, tokens),
