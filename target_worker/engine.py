@@ -2,11 +2,10 @@
 
 A step, in order:
 
-1. the planner says how many staged tokens of each session enter, or to wait a moment for drafts;
-2. waiting prefills fill what is left of the step's token budget;
-3. one packed forward pass; if KV memory is short the step shrinks (drafted tokens first, then sessions) and is tried
+1. `StepSchedule` says which tokens of which sessions enter, or to wait a moment for drafts;
+2. one packed forward pass; if KV memory is short the step shrinks (drafted tokens first, then sessions) and is tried
    again;
-4. the target draws its own token at every row, each session commits what agrees, and the cache is rolled back to it.
+3. the target draws its own token at every row, each session commits what agrees, and the cache is rolled back to it.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from typing import TypeAlias
 
 from inference import Runtime, StepResult
 from rpc.engine_host import ConnectionId, Hangup, Submitted
-from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
-from speculation.cost import DraftPace, StepCostModel
 from speculation.messages import (
     CloseSession,
     OpenTarget,
@@ -33,11 +30,10 @@ from speculation.messages import (
     TargetFrame,
     Verdict,
 )
-from speculation.planner import Candidate, StepPlan, StepPlanner
+from speculation.step_schedule import StepSchedule
 from speculation.validation import check_open_target
-from speculation.verifier import VerifierSession
 from target_worker.forward import VerifyForward
-from target_worker.sessions import SessionKey, StepEntry, TargetSession
+from target_worker.sessions import SessionKey, TargetEntry, TargetSession
 
 EngineCommand: TypeAlias = Submitted[TargetCommand] | Hangup
 EngineOutput: TypeAlias = tuple[ConnectionId, TargetFrame]
@@ -56,16 +52,11 @@ class VerifyEngine:
         """``vocab_size`` is the tokenizer's size; ids beyond it are never drawn nor accepted."""
         self._runtime = runtime
         self._vocab_size = vocab_size
-        self._max_step_tokens = max_step_tokens
         self._clock = clock
         self._forward = VerifyForward(runtime, vocab_size, self._make_room, self._fail)
-        self._costs = StepCostModel()
-        self._planner = StepPlanner(self._costs, max_step_tokens)
-        self._profile = AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
-        self._pace = DraftPace()
+        self._schedule: StepSchedule[TargetSession] = StepSchedule(max_step_tokens)
         self._sessions: dict[SessionKey, TargetSession] = {}
         self._errors: list[tuple[SessionKey, SessionError]] = []
-        self._waiting_since: float | None = None
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -99,8 +90,8 @@ class VerifyEngine:
         if error is not None:
             self._fail(key, error)
             return
-        verifier = VerifierSession(command, self._vocab_size, self._profile, self._pace)
-        self._sessions[key] = TargetSession(key, verifier, self._runtime.open())
+        verifier, sequence = self._schedule.open(command, self._vocab_size), self._runtime.open()
+        self._sessions[key] = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence)
 
     def _drop(self, key: SessionKey) -> None:
         session = self._sessions.pop(key, None)
@@ -123,74 +114,28 @@ class VerifyEngine:
 
     def step(self) -> StepResult[EngineOutput]:
         """Runs one verify step over everything that is ready, or says how long to wait for drafts."""
-        now_s = self._clock()
-        plan, prefilling = self._plan(now_s)
-        if plan.wait_s > 0:
-            self._waiting_since = self._waiting_since or now_s
-            return StepResult(self._take_frames([], None), wait_s=plan.wait_s)
-        waited_s = now_s - self._waiting_since if self._waiting_since is not None else 0.0
-        self._waiting_since = None
-        entries = self._entries(plan, prefilling)
-        verdicts, report = self._run(entries, waited_s) if entries else ([], None)
+        step = self._schedule.next(self._sessions.values(), self._clock(), self._runtime.num_free_tokens)
+        if step.wait_s > 0:
+            return StepResult(self._take_frames([], None), wait_s=step.wait_s)
+        verdicts, report = self._run(step.entries, step.waited_s) if step.entries else ([], None)
         return StepResult(self._take_frames(verdicts, report), wait_s=0.0 if self._sessions else None)
 
-    def _plan(self, now_s: float) -> tuple[StepPlan, list[TargetSession]]:
-        decoding = [session for session in self._sessions.values() if session.is_decoding]
-        prefilling = [session for session in self._sessions.values() if not session.is_decoding]
-        num_prefill_tokens = min(sum(session.num_uncached for session in prefilling), self._max_step_tokens)
-        waited_s = now_s - self._waiting_since if self._waiting_since is not None else 0.0
-        candidates = [self._candidate(session) for session in decoding]
-        return self._planner.plan(candidates, now_s, waited_s, num_prefill_tokens), prefilling
-
-    def _candidate(self, session: TargetSession) -> Candidate:
-        verifier = session.verifier
-        return Candidate(
-            session_id=SessionId(session.sequence),
-            num_staged=verifier.num_staged,
-            k=verifier.k,
-            survival=verifier.profile.survival(verifier.k),
-            pace=verifier.pace if verifier.k else None,
-            turn=verifier.turn,
-        )
-
-    def _entries(self, plan: StepPlan, prefilling: Sequence[TargetSession]) -> list[StepEntry]:
-        entries = []
-        budget = self._max_step_tokens
-        for session in self._sessions.values():
-            num_drafted = plan.num_drafted.get(SessionId(session.sequence))
-            if num_drafted is not None:
-                entries.append(session.decode_entry(num_drafted))
-                budget -= len(entries[-1].token_ids)
-        for session in prefilling:
-            if budget <= 0:
-                break
-            if self._has_memory_for(session, entries):
-                entries.append(session.prefill_entry(budget))
-                budget -= len(entries[-1].token_ids)
-        return entries
-
-    def _has_memory_for(self, session: TargetSession, entries: Sequence[StepEntry]) -> bool:
-        """A prefill that cannot end well must not push out sessions that run; alone, it is tried in any case."""
-        return not entries or session.num_uncached + self._max_step_tokens // 4 <= self._runtime.num_free_tokens
-
     def _run(
-        self, entries: list[StepEntry], waited_s: float
+        self, entries: list[TargetEntry], waited_s: float
     ) -> tuple[list[tuple[SessionKey, TargetEvent]], StepReport | None]:
         start_s = self._clock()
         entries, draws = self._forward.run(entries)
         now_s = self._clock()
         if not entries:
             return [], None
-        num_tokens = sum(len(entry.token_ids) for entry in entries)
-        report = StepReport(now_s - start_s, len(entries), num_tokens, waited_s)
-        self._costs.observe(report)
+        report = self._schedule.report(entries, now_s - start_s, waited_s)
         verdicts: list[tuple[SessionKey, TargetEvent]] = []
         for entry, session_draws in zip(entries, draws, strict=True):
             if entry.is_complete:
                 verdicts.append((entry.session.key, self._conclude(entry, session_draws, now_s)))
         return verdicts, report
 
-    def _conclude(self, entry: StepEntry, draws: Sequence[int], now_s: float) -> Verdict:
+    def _conclude(self, entry: TargetEntry, draws: Sequence[int], now_s: float) -> Verdict:
         session = entry.session
         verdict = session.verifier.conclude(entry.drafted, draws, now_s)
         if verdict.finish_reason is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, draw
 from speculation.messages import SessionError, SessionErrorCode, TokenId
-from target_worker.sessions import SessionKey, StepEntry
+from target_worker.sessions import SessionKey, TargetEntry
 
 
 class VerifyForward:
@@ -27,7 +27,7 @@ class VerifyForward:
         self._make_room = make_room
         self._fail = fail
 
-    def run(self, entries: list[StepEntry]) -> tuple[list[StepEntry], list[list[TokenId]]]:
+    def run(self, entries: list[TargetEntry]) -> tuple[list[TargetEntry], list[list[TokenId]]]:
         """The entries that ran, possibly fewer and without drafted tokens, and the draws of each.
 
         An entry has ``num_logits`` draws: ``draws[i]`` follows its committed tokens and ``drafted[:i]``.
@@ -44,7 +44,7 @@ class VerifyForward:
             return entries, self._draw(logits, entries)
         return [], []
 
-    def _shrink(self, entries: list[StepEntry], error: OutOfKVBlocks) -> list[StepEntry]:
+    def _shrink(self, entries: list[TargetEntry], error: OutOfKVBlocks) -> list[TargetEntry]:
         """Drafted tokens go first, then the youngest session, which is computed again later; a lone one fails."""
         if any(entry.drafted for entry in entries):
             return [entry.without_drafted() for entry in entries]
@@ -57,7 +57,7 @@ class VerifyForward:
         self._fail(youngest.session.key, SessionError(SessionErrorCode.OUT_OF_MEMORY, str(error)))
         return []
 
-    def _draw(self, logits: Tensor, entries: Sequence[StepEntry]) -> list[list[TokenId]]:
+    def _draw(self, logits: Tensor, entries: Sequence[TargetEntry]) -> list[list[TokenId]]:
         rows: list[SamplingRow] = []
         positions: list[int] = []
         for entry in entries:

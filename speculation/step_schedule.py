@@ -1,0 +1,161 @@
+"""What enters the next verify step of a target worker: planned drafts first, prefills in what is left of the budget.
+
+`StepSchedule` belongs to one target and knows what its steps cost, how often drafts are right and when they come. It is
+told the sessions, the time and the room in memory, and answers with a step to run or a time to wait; whoever runs the
+step reports what it took. So the engine on the model thread and the simulator schedule alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
+from speculation.cost import DraftPace, StepCostModel
+from speculation.messages import OpenTarget, SessionId, StepReport, TokenId
+from speculation.planner import Candidate, StepPlan, StepPlanner
+from speculation.verifier import VerifierSession
+
+
+@dataclass(slots=True)
+class CachedSession:
+    """A session and how much of it is in the KV cache. Between steps the cache holds committed tokens only."""
+
+    id: SessionId
+    """Of all sessions of this worker, whoever their coordinators are."""
+    verifier: VerifierSession
+    num_cached: int = 0
+
+    @property
+    def num_uncached(self) -> int:
+        """Committed tokens that have not been through the model; 1 between steps of plain decoding."""
+        return len(self.verifier.token_ids) - self.num_cached
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.num_uncached == 1
+
+    def forget_uncommitted(self) -> None:
+        """After a step: the cache keeps what was committed before the target's own, newest token."""
+        self.num_cached = len(self.verifier.token_ids) - 1
+
+
+SessionT = TypeVar("SessionT", bound=CachedSession)
+
+
+@dataclass(slots=True)
+class StepEntry(Generic[SessionT]):
+    """What one session contributes to one forward pass."""
+
+    session: SessionT
+    token_ids: list[TokenId]
+    """Uncached committed tokens, then the drafted ones."""
+    drafted: list[TokenId]
+    is_complete: bool
+    """False for a prefill chunk that does not reach the last committed token: nothing is drawn for it."""
+
+    @property
+    def num_logits(self) -> int:
+        return len(self.drafted) + 1 if self.is_complete else 0
+
+    def without_drafted(self) -> StepEntry[SessionT]:
+        """The same step for this session, as plain decoding."""
+        token_ids = self.token_ids[: len(self.token_ids) - len(self.drafted)]
+        return StepEntry(self.session, token_ids, [], self.is_complete)
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep(Generic[SessionT]):
+    """What to do next; neither waiting nor entries: there is no work."""
+
+    entries: list[StepEntry[SessionT]]
+    wait_s: float = 0.0
+    """Not 0: wait at most so long for commands, then ask again."""
+    waited_s: float = 0.0
+    """Time spent waiting for this step."""
+
+
+class StepSchedule(Generic[SessionT]):
+    """Chooses the steps of one target worker and learns from them."""
+
+    def __init__(self, max_step_tokens: int) -> None:
+        """``max_step_tokens``: tokens of a step, prefill included."""
+        self._max_step_tokens = max_step_tokens
+        self._costs = StepCostModel()
+        self._planner = StepPlanner(self._costs, max_step_tokens)
+        self._profile = AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
+        self._pace = DraftPace()
+        self._waiting_since: float | None = None
+
+    def open(self, command: OpenTarget, vocab_size: int) -> VerifierSession:
+        """A session that starts from what the worker knows of its drafters, and adds to it."""
+        return VerifierSession(command, vocab_size, self._profile, self._pace)
+
+    def next(self, sessions: Collection[SessionT], now_s: float, num_free_tokens: int) -> NextStep[SessionT]:
+        """The next step over ``sessions``, oldest first; ``num_free_tokens`` KV positions belong to nobody."""
+        decoding = [session for session in sessions if session.is_decoding]
+        prefilling = [session for session in sessions if not session.is_decoding]
+        waited_s = now_s - self._waiting_since if self._waiting_since is not None else 0.0
+        plan = self._plan(decoding, prefilling, now_s, waited_s)
+        if plan.wait_s > 0:
+            self._waiting_since = now_s if self._waiting_since is None else self._waiting_since
+            return NextStep([], plan.wait_s)
+        self._waiting_since = None
+        planned = [session for session in decoding if session.id in plan.num_drafted]  # others wait for their turn
+        entries = [_decode_entry(session, plan.num_drafted[session.id]) for session in planned]
+        self._add_prefills(entries, prefilling, num_free_tokens)
+        return NextStep(entries, waited_s=waited_s)
+
+    def report(self, entries: Sequence[StepEntry[SessionT]], step_s: float, waited_s: float) -> StepReport:
+        """What the step with these entries cost, which is remembered."""
+        num_tokens = sum(len(entry.token_ids) for entry in entries)
+        report = StepReport(step_s, len(entries), num_tokens, waited_s)
+        self._costs.observe(report)
+        return report
+
+    def _plan(
+        self, decoding: Sequence[SessionT], prefilling: Sequence[SessionT], now_s: float, waited_s: float
+    ) -> StepPlan:
+        num_prefill_tokens = min(sum(session.num_uncached for session in prefilling), self._max_step_tokens)
+        return self._planner.plan([_candidate(session) for session in decoding], now_s, waited_s, num_prefill_tokens)
+
+    def _add_prefills(
+        self, entries: list[StepEntry[SessionT]], prefilling: Sequence[SessionT], num_free_tokens: int
+    ) -> None:
+        budget = self._max_step_tokens - sum(len(entry.token_ids) for entry in entries)
+        for session in prefilling:
+            if budget <= 0:
+                break
+            if not entries or self._has_memory_for(session, num_free_tokens):
+                entries.append(_prefill_entry(session, budget))
+                budget -= len(entries[-1].token_ids)
+
+    def _has_memory_for(self, session: SessionT, num_free_tokens: int) -> bool:
+        """A prefill that cannot end well must not push out sessions that run; alone, it is tried in any case."""
+        return session.num_uncached + self._max_step_tokens // 4 <= num_free_tokens
+
+
+def _candidate(session: CachedSession) -> Candidate:
+    verifier = session.verifier
+    return Candidate(
+        session_id=session.id,
+        num_staged=verifier.num_staged,
+        k=verifier.k,
+        survival=verifier.profile.survival(verifier.k),
+        pace=verifier.pace if verifier.k else None,
+        turn=verifier.turn,
+    )
+
+
+def _decode_entry(session: SessionT, num_drafted: int) -> StepEntry[SessionT]:
+    """The last committed token and up to ``num_drafted`` staged ones."""
+    drafted = session.verifier.drafted(num_drafted)
+    return StepEntry(session, [session.verifier.token_ids[-1], *drafted], drafted, is_complete=True)
+
+
+def _prefill_entry(session: SessionT, max_tokens: int) -> StepEntry[SessionT]:
+    """The next uncached tokens; complete when they reach the last committed one."""
+    stop = min(len(session.verifier.token_ids), session.num_cached + max_tokens)
+    token_ids = list(session.verifier.token_ids[session.num_cached : stop])
+    return StepEntry(session, token_ids, [], is_complete=stop == len(session.verifier.token_ids))
