@@ -202,6 +202,7 @@ class Coordinator:
             max_lookahead=job.max_lookahead,
             draft_max_length=min(contexts, default=0),  # any of them may be given to the session later
             turns=job.turns,
+            max_branches=self._settings.max_branches,
         )
 
     def _make_policy(self, job: Job, target: TargetLink, draft: DraftLink | None) -> KPolicy | None:

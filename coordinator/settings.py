@@ -32,6 +32,9 @@ class CoordinatorSettings(BaseSettings):
     a little faster than 6, and wastes more of what it verifies."""
     max_lookahead: int = Field(20, ge=0, le=256)
     """Draft at most this many tokens beyond the committed ones: two rounds of ``max_k`` and the tokens between."""
+    max_branches: int = Field(4, ge=0, le=16)
+    """Branches that a drafter may hold ready beside a session's main line, for where that may be wrong. It grows them
+    only while they pay. 0: chains alone."""
     max_sessions: int = Field(64, ge=1)
     """Sessions under way at one target."""
     max_queue: int = Field(256, ge=0)

@@ -101,6 +101,8 @@ def _stats_to_proto(event: FinishedEvent) -> generation_pb2.SpeculationStats:
         num_draft_losses=stats.num_draft_losses,
         num_target_losses=stats.num_target_losses,
         policy=event.policy,
+        num_misses=stats.num_misses,
+        num_caught=stats.num_caught,
     )
 
 

@@ -1,12 +1,14 @@
-"""The drafter on the model thread: one packed batch per step, one more token for every session that wants one.
+"""The drafter on the model thread: one packed batch per step, one more token for every line that is chosen to grow.
 
-A session drafts as long as it is below its lookahead; what a commit made stale is gone before the next step. What is
-drafted leaves in frames: at once while the target may be waiting for it, a few tokens together when it is not.
+`speculation.draft_schedule` chooses; what a commit made stale is gone before the next step. Every line, the main one
+and each branch, has a sequence of its own in the cache: a branch is a fork of the main line's. What is drafted leaves
+in frames: at once while the target may be waiting for it, a few tokens together when it is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,7 +17,10 @@ from torch import Tensor
 from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, SequenceId, StepResult, draw
 from rpc.codec import DraftFrame
 from rpc.engine_host import ConnectionId, Hangup, Submitted
+from speculation.draft_lines import DraftLine, LineId
+from speculation.draft_schedule import DraftEntry, DraftSchedule
 from speculation.drafter import CommitMismatch, DrafterSession
+from speculation.guesses import NUM_RUNNERS_UP, guess_of
 from speculation.messages import (
     CloseSession,
     Commit,
@@ -38,19 +43,47 @@ SessionKey: TypeAlias = tuple[ConnectionId, SessionId]
 class _Session:
     key: SessionKey
     drafter: DrafterSession
-    sequence: SequenceId
+    sequences: dict[LineId, SequenceId]
+
+    def follow(self, runtime: Runtime) -> None:
+        """After a commit or a pause: the cache loses what the drafter no longer has."""
+        for line_id in self.sequences.keys() - self.drafter.line_ids:
+            runtime.free(self.sequences.pop(line_id))
+        main = self.drafter.main
+        if main.num_cached < runtime.length(self.sequences[main.id]):
+            runtime.truncate(self.sequences[main.id], main.num_cached)
+
+    def free(self, runtime: Runtime) -> None:
+        for sequence in self.sequences.values():
+            runtime.free(sequence)
+
+    def sequence_of(self, line: DraftLine, runtime: Runtime) -> SequenceId:
+        """The line's sequence; a new branch forks the main line's. Raises `OutOfKVBlocks`."""
+        sequence = self.sequences.get(line.id)
+        if sequence is None:
+            sequence = self.sequences[line.id] = runtime.fork(self.sequences[self.drafter.main.id])
+            runtime.truncate(sequence, line.num_cached)
+        return sequence
 
 
 class DraftEngine:
     """All sessions of one draft worker. Every method runs on the model thread."""
 
-    def __init__(self, runtime: Runtime, vocab_size: int, max_step_tokens: int, flush_tokens: int) -> None:
-        """``vocab_size`` is the tokenizer's size. At most ``flush_tokens`` drafted
-        tokens of a session wait to leave together."""
+    def __init__(
+        self,
+        runtime: Runtime,
+        vocab_size: int,
+        max_step_tokens: int,
+        flush_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``vocab_size`` is the tokenizer's size. At most ``flush_tokens`` drafted tokens of a line wait to leave
+        together."""
         self._runtime = runtime
         self._vocab_size = vocab_size
-        self._max_step_tokens = max_step_tokens
+        self._schedule: DraftSchedule[_Session] = DraftSchedule(max_step_tokens)
         self._flush_tokens = flush_tokens
+        self._clock = clock
         self._sessions: dict[SessionKey, _Session] = {}
         self._errors: list[tuple[SessionKey, SessionError]] = []
 
@@ -77,7 +110,7 @@ class DraftEngine:
             self._errors.append((key, SessionError(SessionErrorCode.UNKNOWN_SESSION, message)))
         elif isinstance(item, SetLookahead):
             session.drafter.set_lookahead(item.lookahead)
-            self._runtime.truncate(session.sequence, session.drafter.num_cached)
+            session.follow(self._runtime)
         else:
             self._commit(session, item)
 
@@ -88,8 +121,8 @@ class DraftEngine:
         if error is not None:
             self._fail(key, error)
             return
-        drafter = DrafterSession(command, self._vocab_size, self._runtime.max_context)
-        self._sessions[key] = _Session(key, drafter, self._runtime.open())
+        drafter = self._schedule.open(command, self._vocab_size, self._runtime.max_context)
+        self._sessions[key] = _Session(key, drafter, {drafter.main.id: self._runtime.open()})
 
     def _commit(self, session: _Session, command: Commit) -> None:
         try:
@@ -97,12 +130,12 @@ class DraftEngine:
         except CommitMismatch as error:
             self._fail(session.key, SessionError(SessionErrorCode.INVALID, str(error)))
             return
-        self._runtime.truncate(session.sequence, session.drafter.num_cached)
+        session.follow(self._runtime)
 
     def _drop(self, key: SessionKey) -> None:
         session = self._sessions.pop(key, None)
         if session is not None:
-            self._runtime.free(session.sequence)
+            session.free(self._runtime)
 
     def _fail(self, key: SessionKey, error: SessionError) -> None:
         self._drop(key)
@@ -111,65 +144,67 @@ class DraftEngine:
     # -- steps --------------------------------------------------------------------------------------------------
 
     def step(self) -> StepResult[EngineOutput]:
-        """Drafts one more token for every session that has room, and sends what is ready."""
-        ready = self._take_batch()
-        if ready:
-            self._run(ready)
-        busy = any(session.drafter.wants_draft() for session in self._sessions.values())
+        """Drafts one more token for the lines that are chosen, and sends what is ready."""
+        entries = self._schedule.next(self._sessions.values())
+        if entries:
+            self._run(entries)
+        busy = self._schedule.has_work(self._sessions.values())
         return StepResult(self._take_frames(), wait_s=0.0 if busy else None)
 
-    def _take_batch(self) -> list[tuple[_Session, list[int], bool]]:
-        """Sessions of this step, the tokens each feeds, and whether they reach its end so that it can draw."""
-        batch = []
-        budget = self._max_step_tokens
-        wanting = [session for session in self._sessions.values() if session.drafter.wants_draft()]
-        for session in sorted(wanting, key=lambda session: session.drafter.num_drafted):
-            uncached = session.drafter.uncached()
-            chunk = uncached[:budget]
-            if chunk:
-                batch.append((session, chunk, len(chunk) == len(uncached)))
-                budget -= len(chunk)
-        return batch
-
-    def _run(self, batch: list[tuple[_Session, list[int], bool]]) -> None:
-        while batch:
-            chunks = [Chunk(session.sequence, tokens, int(draws)) for session, tokens, draws in batch]
+    def _run(self, entries: list[DraftEntry[_Session]]) -> None:
+        start_s = self._clock()
+        while entries:
             try:
-                logits = self._runtime.forward(chunks)
+                logits = self._forward(entries)
             except OutOfKVBlocks as error:
-                session, _, _ = batch.pop()  # the one furthest ahead needs it least
-                self._fail(session.key, SessionError(SessionErrorCode.OUT_OF_MEMORY, str(error)))
+                entries = self._shrink(entries, error)
                 continue
-            for session, tokens, _ in batch:
-                session.drafter.num_cached += len(tokens)
-            self._draw(logits, [session for session, _, draws in batch if draws])
+            for entry in entries:
+                entry.line.num_cached += len(entry.token_ids)
+            self._draw(logits, [entry for entry in entries if entry.draws])
+            self._schedule.report(entries, self._clock() - start_s)
             return
 
-    def _draw(self, logits: Tensor, sessions: Sequence[_Session]) -> None:
-        if not sessions:
+    def _forward(self, entries: Sequence[DraftEntry[_Session]]) -> Tensor:
+        return self._runtime.forward(
+            [
+                Chunk(entry.session.sequence_of(entry.line, self._runtime), entry.token_ids, int(entry.draws))
+                for entry in entries
+            ]
+        )
+
+    def _shrink(self, entries: list[DraftEntry[_Session]], error: OutOfKVBlocks) -> list[DraftEntry[_Session]]:
+        """Branches go first, all that there are; then the session furthest ahead, which needs it least."""
+        branches = [(session, line) for session in self._sessions.values() for line in session.drafter.lines[1:]]
+        for session, branch in branches:
+            session.drafter.give_up(branch)
+            session.follow(self._runtime)
+        if branches:
+            return [entry for entry in entries if entry.line is entry.session.drafter.main]
+        *others, furthest = entries
+        self._fail(furthest.session.key, SessionError(SessionErrorCode.OUT_OF_MEMORY, str(error)))
+        return others
+
+    def _draw(self, logits: Tensor, entries: Sequence[DraftEntry[_Session]]) -> None:
+        if not entries:
             return
         rows, positions = [], []
-        for session in sessions:
-            sampling = session.drafter.sampling
+        for entry in entries:
+            drafter = entry.session.drafter
+            sampling = drafter.sampling
             rows.append(SamplingRow(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed))
-            positions.append(session.drafter.num_committed + session.drafter.num_drafted)
-        draws = draw(logits, rows, positions, limit=self._vocab_size, with_probabilities=True)
-        probabilities = draws.probabilities or []
-        for session, token_id, probability in zip(sessions, draws.token_ids, probabilities, strict=True):
-            session.drafter.drafted(token_id, probability)
+            positions.append(drafter.position(entry.line))
+        draws = draw(logits, rows, positions, limit=self._vocab_size, num_runners_up=NUM_RUNNERS_UP)
+        for entry, token_id, runners_up in zip(entries, draws.token_ids, draws.runners_up, strict=True):
+            entry.session.drafter.drafted(entry.line, guess_of(token_id, runners_up))
 
     def _take_frames(self) -> list[EngineOutput]:
         """One frame for each connection that has news."""
         items: dict[ConnectionId, list[tuple[SessionId, DraftEvent]]] = {}
         for session in self._sessions.values():
-            proposal = session.drafter.take_proposal() if self._is_due(session.drafter) else None
-            if proposal is not None:
+            for proposal in session.drafter.take_proposals(self._flush_tokens):
                 items.setdefault(session.key[0], []).append((session.key[1], proposal))
         for (connection, session_id), error in self._errors:
             items.setdefault(connection, []).append((session_id, error))
         self._errors.clear()
         return [(connection, tuple(news)) for connection, news in items.items()]
-
-    def _is_due(self, drafter: DrafterSession) -> bool:
-        """The first token after a miss goes at once, the target may be waiting for it; then 1, 2, 4, ... together."""
-        return drafter.num_unsent >= min(max(drafter.num_sent, 1), self._flush_tokens) or not drafter.wants_draft()

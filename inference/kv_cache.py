@@ -63,9 +63,6 @@ class KVCache:
         self.layer_keys: LayerViews = self._keys.unbind(0)
         """Per layer [num_kv_heads, num_slots, key_dim]."""
         self.layer_values: LayerViews = self._values.unbind(0)
-        self.layer_key_blocks: LayerViews = tuple(_by_block(keys, block_size) for keys in self.layer_keys)
-        """Per layer [num_kv_heads, num_blocks, block_size, key_dim]."""
-        self.layer_value_blocks: LayerViews = tuple(_by_block(values, block_size) for values in self.layer_values)
 
     @property
     def num_bytes(self) -> int:
@@ -87,9 +84,3 @@ class KVCache:
 
     def _block(self, memory: torch.Tensor, block: int) -> torch.Tensor:
         return memory[:, :, block * self.block_size : (block + 1) * self.block_size]
-
-
-def _by_block(memory: torch.Tensor, block_size: int) -> torch.Tensor:
-    """[num_kv_heads, num_slots, dim] as [num_kv_heads, num_blocks, block_size, dim]."""
-    num_heads, num_slots, dim = memory.shape
-    return memory.view(num_heads, num_slots // block_size, block_size, dim)

@@ -7,6 +7,7 @@ part of the first product.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from inference.attention import AttentionStep, LayerRule
 from inference.kv_cache import KVCache
 from inference.packing import PackedBatch, PackedSequence
-from inference.paged_views import Reader, additive_mask, first_visible, reader_for, writer_for
+from inference.paged_views import RunViews, additive_mask, first_visible, runs_of, writer_for
 
 _MAX_SCORES = 1 << 23
 """Scores of one sequence and layer that are held at a time: 32 MiB in float32. Long prefills take turns."""
@@ -62,7 +63,8 @@ class MatmulStep:
         return _Read(
             start=sequence.start,
             stop=sequence.stop,
-            reader=reader_for(sequence, first, self._cache, self._device, transposed_keys=True),
+            runs=runs_of(sequence, first, self._cache, transposed_keys=True),
+            num_keys=sequence.context - first,
             mask=mask,
             no_mask=torch.zeros((), dtype=dtype, device=self._device),
             num_kv_heads=geometry.num_kv_heads,
@@ -72,11 +74,12 @@ class MatmulStep:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """One sequence's attention under one rule: rows [start, stop) against the keys that `reader` gives."""
+    """One sequence's attention under one rule: rows [start, stop) against the keys of `runs`."""
 
     start: int
     stop: int
-    reader: Reader
+    runs: tuple[RunViews, ...]
+    num_keys: int
     mask: torch.Tensor | None
     """Additive [group_size * T, keys]; None if the rows see all keys."""
     no_mask: torch.Tensor
@@ -86,31 +89,48 @@ class _Read:
 
     def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
         """[num_heads, T, key_dim] to [num_heads, T, value_dim]."""
-        keys, values = self.reader.fetch(layer)
         num_heads, num_tokens, key_dim = query.shape
         # The heads that share a key head become rows of it. Contiguous: the product is three times slower on strides.
         rows = query.reshape(self.num_kv_heads, -1, key_dim).contiguous()
-        size = max(1, _MAX_SCORES // (self.num_kv_heads * keys.shape[-1]))
+        size = max(1, _MAX_SCORES // (self.num_kv_heads * self.num_keys))
         if rows.shape[1] <= size:
-            output = self._product(rows, self.mask, keys, values)
+            output = self._attend(layer, rows, self.mask)
         else:
-            parts = range(0, rows.shape[1], size)
-            masks = [None if self.mask is None else self.mask[i : i + size] for i in parts]
-            outputs = [self._product(rows[:, i : i + size], m, keys, values) for i, m in zip(parts, masks, strict=True)]
-            output = torch.cat(outputs, dim=1)
-        return output.view(num_heads, num_tokens, values.shape[-1])
+            output = torch.cat(
+                [
+                    self._attend(layer, rows[:, i : i + size], None if self.mask is None else self.mask[i : i + size])
+                    for i in range(0, rows.shape[1], size)
+                ],
+                dim=1,
+            )
+        return output.view(num_heads, num_tokens, -1)
 
-    def _product(
-        self, rows: torch.Tensor, mask: torch.Tensor | None, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
+    def _attend(self, layer: int, rows: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        if len(self.runs) == 1:
+            run = self.runs[0]
+            return torch.bmm(self._weights(self._scores(rows, run.keys[layer], mask)), run.values[layer])
+        # What lies apart is not copied together: the scores are, which are far smaller than keys and values.
+        masks = [None] * len(self.runs) if mask is None else self._by_run(mask)
+        scores = [self._scores(rows, run.keys[layer], part) for run, part in zip(self.runs, masks, strict=True)]
+        weights = self._by_run(self._weights(torch.cat(scores, dim=-1)))
+        output = torch.bmm(weights[0], self.runs[0].values[layer])
+        for part, run in zip(weights[1:], self.runs[1:], strict=True):
+            output.baddbmm_(part, run.values[layer])
+        return output
+
+    def _by_run(self, of_all_keys: torch.Tensor) -> Sequence[torch.Tensor]:
+        return torch.split(of_all_keys, [run.values[0].shape[1] for run in self.runs], dim=-1)
+
+    def _scores(self, rows: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         rule = self.rule
         if rule.softcap is None:
             added, beta = (self.no_mask, 0) if mask is None else (mask, 1)
-            scores = torch.baddbmm(added, rows, keys, beta=beta, alpha=rule.scaling)
-        else:
-            scores = torch.tanh(torch.bmm(rows, keys) * (rule.scaling / rule.softcap)) * rule.softcap
-            if mask is not None:
-                scores += mask
+            return torch.baddbmm(added, rows, keys, beta=beta, alpha=rule.scaling)
+        scores = torch.tanh(torch.bmm(rows, keys) * (rule.scaling / rule.softcap)) * rule.softcap
+        return scores if mask is None else scores.add_(mask)
+
+    @staticmethod
+    def _weights(scores: torch.Tensor) -> torch.Tensor:
         if scores.dtype == torch.float32:
-            return torch.bmm(torch.softmax(scores, dim=-1), values)
-        return torch.bmm(torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype), values)
+            return torch.softmax(scores, dim=-1)
+        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)

@@ -1,11 +1,12 @@
 """How one step reaches the paged cache: where new keys and values are written, what each sequence reads.
 
-Both are worked out once per step. A run of consecutive blocks, the usual case, is a plain view of the cache; scattered
-blocks are gathered, layer by layer.
+Both are worked out once per step. A run of consecutive blocks is a plain view of the cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,14 +20,6 @@ class Writer(Protocol):
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """`key` and `value` are [1, num_kv_heads, T, dim]."""
-        ...
-
-
-class Reader(Protocol):
-    """Reads the keys and values of a sequence, from its first visible position to its last new one."""
-
-    def fetch(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[num_kv_heads, n, key_dim], or [num_kv_heads, key_dim, n] if so asked, and [num_kv_heads, n, value_dim]."""
         ...
 
 
@@ -68,46 +61,42 @@ def writer_for(batch: PackedBatch, cache: KVCache) -> Writer:
     return _ScatteringWriter(torch.tensor(slots, device=batch.token_ids.device), cache)
 
 
-class _RunReader:
-    """Keys and values of a sequence whose blocks follow one another: no copy."""
+@dataclass(frozen=True, slots=True)
+class RunViews:
+    """Keys and values of some consecutive positions of one sequence, by layer; views, not copies."""
 
-    def __init__(self, keys: LayerViews, values: LayerViews) -> None:
-        self._keys = keys
-        self._values = values
-
-    def fetch(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._keys[layer], self._values[layer]
-
-
-class _GatheringReader:
-    """Keys and values of a sequence whose blocks lie apart: copied together for each layer."""
-
-    def __init__(self, blocks: torch.Tensor, skip: int, num_keys: int, cache: KVCache, transposed: bool) -> None:
-        self._blocks = blocks
-        self._range = slice(skip, skip + num_keys)
-        self._cache = cache
-        self._transposed = transposed
-
-    def fetch(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        keys = self._gather(self._cache.layer_key_blocks[layer])
-        return keys.transpose(1, 2) if self._transposed else keys, self._gather(self._cache.layer_value_blocks[layer])
-
-    def _gather(self, memory: torch.Tensor) -> torch.Tensor:
-        return memory.index_select(1, self._blocks).flatten(1, 2)[:, self._range]
+    keys: LayerViews
+    """Each [num_kv_heads, n, key_dim], or [num_kv_heads, key_dim, n] if so asked."""
+    values: LayerViews
+    """Each [num_kv_heads, n, value_dim]."""
 
 
-def reader_for(
-    sequence: PackedSequence, first: int, cache: KVCache, device: torch.device, *, transposed_keys: bool = False
-) -> Reader:
-    """Where positions [first, context) of the sequence are read."""
+def runs_of(
+    sequence: PackedSequence, first: int, cache: KVCache, *, transposed_keys: bool = False
+) -> tuple[RunViews, ...]:
+    """Where positions [first, context) of the sequence are read: a run for each stretch of consecutive blocks.
+
+    A sequence that has grown alone is one run; a fork is two or three, what it shares and its own.
+    """
+    runs = []
     size = cache.block_size
-    blocks = sequence.blocks[first // size :]
-    skip, num_keys = first % size, sequence.context - first
-    if _is_run(blocks):
-        start = blocks[0] * size + skip
-        keys, values = cache.slots(start, start + num_keys)
-        return _RunReader((keys.transpose(2, 3) if transposed_keys else keys).unbind(0), values.unbind(0))
-    return _GatheringReader(torch.tensor(blocks, device=device), skip, num_keys, cache, transposed_keys)
+    blocks = sequence.blocks[first // size : -(-sequence.context // size)]
+    skip, num_left = first % size, sequence.context - first
+    for start_block, num_blocks in _stretches(blocks):
+        start, count = start_block * size + skip, min(num_blocks * size - skip, num_left)
+        keys, values = cache.slots(start, start + count)
+        runs.append(RunViews((keys.transpose(2, 3) if transposed_keys else keys).unbind(0), values.unbind(0)))
+        skip, num_left = 0, num_left - count
+    return tuple(runs)
+
+
+def _stretches(blocks: list[int]) -> Iterator[tuple[int, int]]:
+    """Consecutive blocks as (first, how many)."""
+    start = 0
+    for index in range(1, len(blocks) + 1):
+        if index == len(blocks) or blocks[index] != blocks[index - 1] + 1:
+            yield blocks[start], index - start
+            start = index
 
 
 def first_visible(sequence: PackedSequence, window: int | None) -> int:

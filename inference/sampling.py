@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -50,8 +51,16 @@ class Draws:
     """One token per row."""
 
     token_ids: list[int]
-    probabilities: list[float] | None
-    """Of the drawn token: after warping, or by plain softmax for a greedy row. None unless asked for."""
+    runners_up: list[list[RunnerUp]]
+    """Per row the next best tokens, best first; as many as asked for, fewer where fewer may be drawn."""
+
+
+class RunnerUp(NamedTuple):
+    """A token that would have been drawn had the scores been a little different."""
+
+    token_id: int
+    gap: float
+    """By how much its score, noise included, is below that of the drawn token; 0 or more."""
 
 
 def draw(
@@ -60,7 +69,7 @@ def draw(
     positions: Sequence[int],
     *,
     limit: int | None = None,
-    with_probabilities: bool = False,
+    num_runners_up: int = 0,
 ) -> Draws:
     """Draw one token per row.
 
@@ -69,6 +78,7 @@ def draw(
         rows: R settings.
         positions: R positions that the drawn tokens will have, counted from the start of the prompt.
         limit: only ids below it are drawn (the tokenizer's size, where the LM head is padded beyond it).
+        num_runners_up: how many next best tokens are wanted for each row.
 
     Raises:
         ValueError: the lengths disagree.
@@ -77,18 +87,17 @@ def draw(
         raise ValueError(f"{len(logits)} rows of logits, {len(rows)} settings and {len(positions)} positions")
     if limit is not None:
         logits = logits[:, :limit]
-    if not with_probabilities and all(row.is_greedy for row in rows):
-        return Draws(logits.argmax(-1).tolist(), None)
-    token_ids, probabilities = [0] * len(rows), [0.0] * len(rows)
+    if not num_runners_up and all(row.is_greedy for row in rows):
+        return Draws(logits.argmax(-1).tolist(), [])
+    token_ids: list[int] = [0] * len(rows)
+    runners_up: list[list[RunnerUp]] = [[] for _ in rows]
     for indices in _groups(rows, logits.shape[1]):
         # Slicing costs a copy of the logits; most batches are one group.
         group_logits = logits if len(indices) == len(rows) else logits[indices]
-        ids, probs = _draw_group(
-            group_logits, [rows[i] for i in indices], [positions[i] for i in indices], with_probabilities
-        )
-        for index, token_id, probability in zip(indices, ids, probs, strict=True):
-            token_ids[index], probabilities[index] = token_id, probability
-    return Draws(token_ids, probabilities if with_probabilities else None)
+        drawn = _draw_group(group_logits, [rows[i] for i in indices], [positions[i] for i in indices], num_runners_up)
+        for index, (token_id, others) in zip(indices, drawn, strict=True):
+            token_ids[index], runners_up[index] = token_id, others
+    return Draws(token_ids, runners_up)
 
 
 def _groups(rows: Sequence[SamplingRow], vocab_size: int) -> Iterator[list[int]]:
@@ -104,18 +113,30 @@ def _groups(rows: Sequence[SamplingRow], vocab_size: int) -> Iterator[list[int]]
 
 
 def _draw_group(
-    logits: torch.Tensor, rows: Sequence[SamplingRow], positions: Sequence[int], with_probabilities: bool
-) -> tuple[list[int], list[float]]:
+    logits: torch.Tensor, rows: Sequence[SamplingRow], positions: Sequence[int], num_runners_up: int
+) -> Iterator[tuple[int, list[RunnerUp]]]:
     if rows[0].is_greedy:
-        found = Candidates(logits, None)
-        columns = logits.argmax(-1, keepdim=True)
+        found, scores = Candidates(logits, None), logits
     else:
         temperatures = torch.tensor([row.temperature for row in rows], dtype=torch.float32, device=logits.device)
         found = candidates(logits / temperatures.unsqueeze(1), rows[0].top_k, rows[0].top_p)
         noise = gumbel([row.seed for row in rows], positions, found.token_ids_or_all())
-        columns = noise.add_(found.scores).argmax(-1, keepdim=True)
-    token_ids = found.token_ids_at(columns)
-    if not with_probabilities:
-        return token_ids, [0.0] * len(rows)
-    probabilities = found.scores.softmax(-1, dtype=torch.float32).gather(1, columns)
-    return token_ids, probabilities.squeeze(1).tolist()
+        scores = noise.add_(found.scores)
+    token_ids = [ids[0] for ids in found.token_ids_at(scores.argmax(-1, keepdim=True))]
+    if not num_runners_up:
+        return ((token_id, []) for token_id in token_ids)
+    # The drawn token is argmax's: on a tie topk may put another one first, and the rule is the lowest id.
+    best, columns = scores.topk(min(num_runners_up + 1, scores.shape[1]))
+    return (
+        (token_id, _runners_up(token_id, best_ids, best_scores)[:num_runners_up])
+        for token_id, best_ids, best_scores in zip(token_ids, found.token_ids_at(columns), best.tolist(), strict=True)
+    )
+
+
+def _runners_up(token_id: int, best_ids: Sequence[int], best_scores: Sequence[float]) -> list[RunnerUp]:
+    top = best_scores[0]
+    return [
+        RunnerUp(other, top - score)
+        for other, score in zip(best_ids, best_scores, strict=True)
+        if other != token_id and score > float("-inf")
+    ]

@@ -14,7 +14,7 @@ from torch.nn import functional
 from inference.attention import AttentionStep, LayerRule
 from inference.kv_cache import KVCache
 from inference.packing import PackedBatch, PackedSequence
-from inference.paged_views import Reader, additive_mask, first_visible, reader_for, writer_for
+from inference.paged_views import RunViews, additive_mask, first_visible, runs_of, writer_for
 
 
 class SdpaBackend:
@@ -63,7 +63,7 @@ class SdpaStep:
         return _Read(
             start=sequence.start,
             stop=sequence.stop,
-            reader=reader_for(sequence, first, self._cache, self._device),
+            runs=runs_of(sequence, first, self._cache),
             mask=mask,
             is_causal=is_fresh and sequence.num_tokens > 1,
             group_size=self._group_size,
@@ -72,19 +72,25 @@ class SdpaStep:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """One sequence's attention under one rule: rows [start, stop) against the keys that `reader` gives."""
+    """One sequence's attention under one rule: rows [start, stop) against the keys of `runs`."""
 
     start: int
     stop: int
-    reader: Reader
+    runs: tuple[RunViews, ...]
     mask: torch.Tensor | None
     """Additive [group_size * T, keys]; None if the rows see all keys, or `is_causal` says it."""
     is_causal: bool
     group_size: int
 
+    @staticmethod
+    def _together(views: list[torch.Tensor]) -> torch.Tensor:
+        """[1, num_kv_heads, n, dim]; the kernel wants it in one piece."""
+        return (views[0] if len(views) == 1 else torch.cat(views, dim=1)).unsqueeze(0)
+
     def attend(self, layer: int, query: torch.Tensor, rule: LayerRule) -> torch.Tensor:
         """[1, num_heads, T, key_dim] to [1, num_heads, T, value_dim]."""
-        keys, values = (memory.unsqueeze(0) for memory in self.reader.fetch(layer))
+        keys = self._together([run.keys[layer] for run in self.runs])
+        values = self._together([run.values[layer] for run in self.runs])
         if self.is_causal:
             return functional.scaled_dot_product_attention(
                 query, keys, values, is_causal=True, scale=rule.scaling, enable_gqa=self.group_size > 1

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from inference.runtime import Chunk, Runtime
 
-_NUM_VERIFIED = 9
-"""A usual verification: the last committed token and eight drafted ones."""
+_MAX_TOKENS = 9
+"""A usual verification, the last committed token and eight drafted ones, is the largest of the common steps."""
 
 
-def warm_up(runtime: Runtime, prompt_length: int = 64, num_rounds: int = 3) -> None:
-    """Runs a prefill, then decodes and verifications, on a sequence that is forgotten afterwards."""
-    length = min(prompt_length, runtime.max_context - _NUM_VERIFIED * (num_rounds + 1) - num_rounds)
+def warm_up(runtime: Runtime, prompt_length: int = 64, num_rounds: int = 2) -> None:
+    """Runs a prefill, then steps of 1 to 9 tokens with and without a fork beside, on sequences that are forgotten."""
+    length = min(prompt_length, runtime.max_context - _MAX_TOKENS - 1)
     if length < 1:
         return
     sequence = runtime.open()
     try:
         runtime.forward([Chunk(sequence, [0] * length, 1)])
-        for _ in range(num_rounds):
-            runtime.forward([Chunk(sequence, [0], 1)])
-            runtime.forward([Chunk(sequence, [0] * _NUM_VERIFIED, _NUM_VERIFIED)])
+        for num_tokens in list(range(1, _MAX_TOKENS + 1)) * num_rounds:
+            runtime.forward([Chunk(sequence, [0] * num_tokens, num_tokens)])
+            runtime.truncate(sequence, length)
+            fork = runtime.fork(sequence)
+            try:
+                runtime.forward([Chunk(sequence, [0], 1), Chunk(fork, [0], 1)])
+            finally:
+                runtime.free(fork)
+            runtime.truncate(sequence, length)
     finally:
         runtime.free(sequence)

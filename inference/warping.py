@@ -30,10 +30,10 @@ class Candidates:
             return self.token_ids
         return torch.arange(self.scores.shape[1], device=self.scores.device)
 
-    def token_ids_at(self, columns: torch.Tensor) -> list[int]:
-        """The token of one column per row; `columns` is int64 [R, 1]."""
+    def token_ids_at(self, columns: torch.Tensor) -> list[list[int]]:
+        """The tokens of some columns of each row; `columns` is int64 [R, N]."""
         chosen = columns if self.token_ids is None else self.token_ids.gather(1, columns)
-        token_ids: list[int] = chosen.squeeze(1).tolist()
+        token_ids: list[list[int]] = chosen.tolist()
         return token_ids
 
 

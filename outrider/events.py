@@ -77,6 +77,10 @@ class SpeculationStats:
     num_draft_losses: int
     num_target_losses: int
     policy: str
+    num_misses: int = 0
+    """Steps that contradicted what was drafted."""
+    num_caught: int = 0
+    """Of these, steps after which a branch went on from the target's own token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +192,8 @@ def _finished(finished: pb.Finished) -> Finished:
             num_draft_losses=stats.num_draft_losses,
             num_target_losses=stats.num_target_losses,
             policy=stats.policy,
+            num_misses=stats.num_misses,
+            num_caught=stats.num_caught,
         ),
         timing=Timing(timing.queue_s, timing.first_token_s, timing.total_s),
     )

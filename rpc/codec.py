@@ -87,12 +87,17 @@ def _proposal_to_proto(proposal: Proposal) -> common_pb2.Proposal:
         prefix_fingerprint=proposal.prefix_fingerprint,
         token_ids=proposal.token_ids,
         confidences=proposal.confidences,
+        is_branch=proposal.is_branch,
     )
 
 
 def _proposal_from_proto(message: common_pb2.Proposal) -> Proposal:
     return Proposal(
-        message.prefix_length, message.prefix_fingerprint, tuple(message.token_ids), tuple(message.confidences)
+        message.prefix_length,
+        message.prefix_fingerprint,
+        tuple(message.token_ids),
+        tuple(message.confidences),
+        message.is_branch,
     )
 
 
@@ -210,6 +215,8 @@ def _verdict_to_proto(verdict: Verdict) -> target_pb2.Verdict:
         num_dropped=verdict.num_dropped,
         num_late=verdict.num_late,
         num_late_right=verdict.num_late_right,
+        missed=verdict.missed,
+        caught=verdict.caught,
         finish_reason=_FINISH_TO_PROTO[verdict.finish_reason],
     )
 
@@ -250,6 +257,8 @@ def _verdict_from_proto(message: target_pb2.Verdict) -> Verdict:
         _FINISH_FROM_PROTO.get(message.finish_reason, FinishReason.LENGTH),
         message.num_late,
         message.num_late_right,
+        message.missed,
+        message.caught,
     )
 
 
@@ -286,6 +295,7 @@ def _open_draft_to_proto(command: OpenDraft) -> draft_pb2.OpenDraft:
         sampling=sampling_to_proto(command.sampling),
         lookahead=command.lookahead,
         max_length=command.max_length,
+        max_branches=command.max_branches,
     )
 
 
@@ -313,7 +323,7 @@ def _draft_command_from_proto(item: draft_pb2.DraftCommand) -> DraftCommand | No
 
 def _open_draft_from_proto(message: draft_pb2.OpenDraft) -> OpenDraft:
     sampling = sampling_from_proto(message.sampling)
-    return OpenDraft(tuple(message.token_ids), sampling, message.lookahead, message.max_length)
+    return OpenDraft(tuple(message.token_ids), sampling, message.lookahead, message.max_length, message.max_branches)
 
 
 # -- drafter to coordinator ---------------------------------------------------------------------------------------

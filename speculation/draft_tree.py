@@ -25,6 +25,8 @@ class _Node:
     fingerprint: Fingerprint
     length: int
     """Number of tokens up to and including this node's."""
+    is_branch: bool = False
+    """Came as part of a branch."""
     children: dict[TokenId, _Node] = field(default_factory=dict)
 
 
@@ -71,7 +73,7 @@ class DraftTree:
             node = self._nodes.get(Fingerprint(proposal.prefix_fingerprint))
             if node is None or node.length != proposal.prefix_length:
                 return Graft()
-            return Graft(self._grow(node, proposal.token_ids))
+            return Graft(self._grow(node, proposal.token_ids, proposal.is_branch))
         if self._prefixes[proposal.prefix_length] != proposal.prefix_fingerprint:
             return Graft()
         return self._graft_late(proposal)
@@ -83,18 +85,22 @@ class DraftTree:
         num_right = 0
         while num_right < len(decided) and proposal.token_ids[num_right] == decided[num_right]:
             num_right += 1
-        if num_right < len(decided):
-            return Graft(0, num_right + 1, num_right)
-        return Graft(self._grow(self._root, proposal.token_ids[num_right:]), num_right, num_right)
+        num_late = num_right + 1 if num_right < len(decided) else num_right
+        num_new = 0
+        if num_right == len(decided):  # a branch that the commit has gone along is none any more
+            num_new = self._grow(self._root, proposal.token_ids[num_right:], proposal.is_branch and not num_right)
+        return Graft(num_new) if proposal.is_branch else Graft(num_new, num_late, num_right)
 
-    def _grow(self, node: _Node, token_ids: Sequence[TokenId]) -> int:
+    def _grow(self, node: _Node, token_ids: Sequence[TokenId], is_branch: bool) -> int:
+        if is_branch and not node.children and not node.is_branch:
+            return 0  # it would be the main line, whose own token has not come
         num_new = 0
         for token_id in token_ids:
             child = node.children.get(token_id)
             if child is None:
                 if len(self._nodes) >= self._max_nodes:
                     break
-                child = _Node(extend(node.fingerprint, token_id), node.length + 1)
+                child = _Node(extend(node.fingerprint, token_id), node.length + 1, is_branch)
                 if child.fingerprint in self._nodes:  # a collision: drop rather than confuse two nodes
                     break
                 node.children[token_id] = child

@@ -1,18 +1,27 @@
 """The draft worker's side of one session: what to feed the draft model next, and what to propose.
 
-``committed + chain`` is the sequence as the drafter sees it. The draft model's KV holds a prefix of it, the first
-``num_cached`` tokens; a commit that disagrees with the chain lowers ``num_cached``, and the engine truncates.
+``committed + main line`` is the sequence as the drafter sees it; branches are other ways in which it may go on
+(`speculation.draft_lines`). Of every line the draft model's cache holds a prefix; a commit that disagrees with a line
+lowers its ``num_cached`` or drops it, and the engine follows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from speculation.fingerprint import Fingerprint, extend, fingerprint
+from speculation.draft_lines import DraftLine, DraftLines, Growth, LineId
+from speculation.fingerprint import extend, fingerprint
+from speculation.guesses import Guess, GuessStatistics
 from speculation.messages import Commit, OpenDraft, Proposal, TokenId
 
 MAX_LOOKAHEAD = 256
 """A greater lookahead is cut to this: one session must not draft for ever."""
+
+MAX_BRANCHES = 16
+"""More branches are cut to this, for each takes memory."""
+
+FIRST_OF_BRANCH = 2
+"""Tokens of a branch that leave together first. The target says the first one itself; only the second saves a step."""
 
 
 class CommitMismatch(ValueError):
@@ -20,65 +29,78 @@ class CommitMismatch(ValueError):
 
 
 class DrafterSession:
-    """One session's committed tokens and the chain drafted beyond them."""
+    """One session's committed tokens and the lines drafted beyond them."""
 
-    def __init__(self, command: OpenDraft, vocab_size: int, max_context: int) -> None:
+    def __init__(
+        self, command: OpenDraft, vocab_size: int, max_context: int, statistics: GuessStatistics | None = None
+    ) -> None:
+        """``statistics`` are the worker's: the session starts from them and adds to them."""
         self.sampling = command.sampling
         self._lookahead = min(command.lookahead, MAX_LOOKAHEAD)
-        self.num_cached = 0
         self._vocab_size = vocab_size
         self._max_length = min(command.max_length or max_context, max_context)
         self._committed: list[TokenId] = list(command.token_ids)
         self._fingerprint = fingerprint(command.token_ids)
-        self._chain: list[TokenId] = []
-        self._confidences: list[float] = []
-        self._num_sent = 0  # of the chain
+        self._lines = DraftLines(GuessStatistics(statistics), min(command.max_branches, MAX_BRANCHES))
 
     @property
     def num_committed(self) -> int:
         return len(self._committed)
 
     @property
-    def num_unsent(self) -> int:
-        """Drafted tokens that no proposal has carried yet."""
-        return len(self._chain) - self._num_sent
+    def main(self) -> DraftLine:
+        """Where the drafter believes that the target will go."""
+        return self._lines.main
 
     @property
-    def num_sent(self) -> int:
-        """Drafted tokens beyond the committed ones that proposals have carried."""
-        return self._num_sent
+    def lines(self) -> Sequence[DraftLine]:
+        """The main line and all branches."""
+        return [self._lines.main, *self._lines.branches]
 
     @property
-    def num_drafted(self) -> int:
-        """Drafted tokens beyond the committed ones."""
-        return len(self._chain)
+    def line_ids(self) -> set[LineId]:
+        return self._lines.ids
 
     def set_lookahead(self, lookahead: int) -> None:
-        """Draft at most so far ahead. 0 pauses: the chain goes too, as nobody keeps what of it was sent."""
+        """Draft at most so far ahead. 0 pauses: what is drafted goes too, as nobody keeps what of it was sent."""
         self._lookahead = min(lookahead, MAX_LOOKAHEAD)
         if lookahead == 0:
-            self.num_cached = min(self.num_cached, len(self._committed))
-            self._keep_chain_from(len(self._chain))
+            self._lines.pause(len(self._committed))
 
-    def wants_draft(self) -> bool:
-        """Is there room below the lookahead and before the end of the sequence?"""
-        length = len(self._committed) + len(self._chain)
-        return len(self._chain) < self._lookahead and length < self._max_length
+    def growths(self) -> list[Growth]:
+        """All ways to draft one more token. Only the first may be the main line's."""
+        if self._lookahead == 0:
+            return []
+        return self._lines.growths(self._lookahead, self._max_length - len(self._committed))
 
-    def committed_and_chain(self) -> list[TokenId]:
-        """The whole sequence as the drafter sees it."""
-        return self._committed + self._chain
+    def grow(self, growth: Growth) -> DraftLine:
+        """The line that ``growth`` extends, which is a new branch if it says so."""
+        return growth.line if growth.line is not None else self._lines.begin(growth, len(self._committed))
 
-    def uncached(self) -> list[TokenId]:
-        """Tokens the draft model has to run before it can draw the next one; at least one."""
-        if self.num_cached < len(self._committed):
-            return self._committed[self.num_cached :] + self._chain
-        return self._chain[self.num_cached - len(self._committed) :]
+    def give_up(self, branch: DraftLine) -> None:
+        """There is no memory for the branch."""
+        self._lines.give_up(branch)
 
-    def drafted(self, token_id: TokenId, confidence: float) -> None:
-        """The draft model drew ``token_id`` after all of ``committed + chain``."""
-        self._chain.append(token_id)
-        self._confidences.append(confidence)
+    def sequence(self, line: DraftLine) -> list[TokenId]:
+        """All tokens from the start of the prompt to the end of ``line``."""
+        return self._committed + self._drafted(line)
+
+    def uncached(self, line: DraftLine) -> list[TokenId]:
+        """Tokens that the draft model has to run before it can draw the line's next one; at least one."""
+        if line.num_cached < len(self._committed):
+            return self._committed[line.num_cached :] + self._drafted(line)
+        return self._drafted(line)[line.num_cached - len(self._committed) :]
+
+    def position(self, line: DraftLine) -> int:
+        """Of the line's next token."""
+        return len(self._committed) + line.start + len(line)
+
+    def _drafted(self, line: DraftLine) -> list[TokenId]:
+        return self._lines.main.token_ids[: line.start] + line.token_ids
+
+    def drafted(self, line: DraftLine, guess: Guess) -> None:
+        """The draft model drew ``guess`` at the end of ``line``."""
+        self._lines.add(line, guess)
 
     def commit(self, command: Commit) -> None:
         """Follows the target: what agrees stays drafted, the rest is dropped at once, unsent tokens included.
@@ -96,35 +118,37 @@ class DrafterSession:
         self._advance(command.token_ids[len(known) :])
 
     def _advance(self, token_ids: Sequence[TokenId]) -> None:
-        num_agreed = 0
-        while num_agreed < min(len(token_ids), len(self._chain)) and token_ids[num_agreed] == self._chain[num_agreed]:
-            num_agreed += 1
-        if num_agreed < len(token_ids):  # missed, or past the end of the chain: nothing drafted remains
-            self.num_cached = min(self.num_cached, len(self._committed) + num_agreed)
-            self._keep_chain_from(len(self._chain))
-        else:
-            self._keep_chain_from(num_agreed)
+        self._lines.commit(token_ids, len(self._committed))
         for token_id in token_ids:
             self._fingerprint = extend(self._fingerprint, token_id)
         self._committed.extend(token_ids)
 
-    def _keep_chain_from(self, index: int) -> None:
-        del self._chain[:index]
-        del self._confidences[:index]
-        self._num_sent = max(0, self._num_sent - index)
+    def take_proposals(self, flush_tokens: int) -> list[Proposal]:
+        """What is to be sent now; at most ``flush_tokens`` of a line wait to leave together.
 
-    def take_proposal(self) -> Proposal | None:
-        """What has been drafted and not sent yet, as one proposal; None if there is nothing."""
-        if not self.num_unsent:
-            return None
+        The first token after a miss goes at once, the target may be waiting for it; then 1, 2, 4, ... together.
+        """
+        main = self._lines.main
+        is_growing = len(main) < min(self._lookahead, self._max_length - len(self._committed))
+        num_due = min(max(main.num_sent, 1), flush_tokens) if is_growing else 1
+        proposals = [self._propose(main)] if main.num_unsent >= num_due else []
+        for branch in self._lines.branches:
+            num_due = min(branch.num_sent, flush_tokens) if branch.num_sent else FIRST_OF_BRANCH
+            if branch.num_unsent >= num_due and branch.start < main.num_sent:  # else its place is not known yet
+                proposals.append(self._propose(branch))
+        return proposals
+
+    def _propose(self, line: DraftLine) -> Proposal:
         prefix = self._fingerprint
-        for token_id in self._chain[: self._num_sent]:
+        before = self._lines.main.token_ids[: line.start] + line.token_ids[: line.num_sent]
+        for token_id in before:
             prefix = extend(prefix, token_id)
         proposal = Proposal(
-            prefix_length=len(self._committed) + self._num_sent,
-            prefix_fingerprint=Fingerprint(prefix),
-            token_ids=tuple(self._chain[self._num_sent :]),
-            confidences=tuple(self._confidences[self._num_sent :]),
+            prefix_length=len(self._committed) + len(before),
+            prefix_fingerprint=prefix,
+            token_ids=tuple(line.token_ids[line.num_sent :]),
+            confidences=tuple(line.chances[line.num_sent :]),
+            is_branch=line is not self._lines.main,
         )
-        self._num_sent = len(self._chain)
+        line.num_sent = len(line)
         return proposal

@@ -32,6 +32,8 @@ class Proposal:
     prefix_fingerprint: int
     token_ids: tuple[TokenId, ...]
     confidences: tuple[float, ...]
+    is_branch: bool = False
+    """Not what the drafter believes, but what it has ready should the main line be wrong there."""
 
 
 class FinishReason(enum.Enum):
@@ -59,6 +61,10 @@ class Verdict:
     num_late: int = 0
     """Drafted tokens that were decided unverified since the last verdict, up to the first wrong one."""
     num_late_right: int = 0
+    missed: bool = False
+    """The step contradicted the main line: a drafted token that it verified, or the staged one behind those."""
+    caught: bool = False
+    """It missed, and a branch was staged that goes on from the target's own token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,7 @@ class OpenDraft:
     sampling: Sampling
     lookahead: int
     max_length: int = 0
+    max_branches: int = 0
 
 
 @dataclass(frozen=True, slots=True)

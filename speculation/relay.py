@@ -98,6 +98,8 @@ class SessionStats:
     last_k: int = 0
     num_draft_losses: int = 0
     num_target_losses: int = 0
+    num_misses: int = 0
+    num_caught: int = 0
 
     def count(self, verdict: Verdict, k: int) -> None:
         """Adds one step that had ``k`` as its cap."""
@@ -107,6 +109,8 @@ class SessionStats:
         self.num_drafted += verdict.num_drafted
         self.num_accepted += verdict.num_accepted
         self.num_dropped += verdict.num_dropped
+        self.num_misses += verdict.missed
+        self.num_caught += verdict.caught
         self.sum_k += k
         self.last_k = k
 
@@ -162,6 +166,7 @@ class RelaySession:
         max_lookahead: int,
         draft_max_length: int = 0,
         turns: bool = False,
+        max_branches: int = 0,
     ) -> None:
         """``policy`` None is plain decoding; ``draft_max_length``, if not 0, is where the draft's context ends.
 
@@ -176,6 +181,7 @@ class RelaySession:
         self._max_lookahead = max_lookahead
         self._draft_max_length = min(draft_max_length, max_length) if draft_max_length else max_length
         self._turns = turns
+        self._max_branches = 0 if turns else max_branches
         self._drafter = _Drafter.ABSENT
         self._target_open = False
         self._over = False
@@ -322,7 +328,9 @@ class RelaySession:
     def _open_drafter(self, lookahead: int) -> list[Action]:
         self._drafter, self._lookahead = _Drafter.DRAFTING, lookahead
         self._draft_knows = len(self._token_ids)
-        command = OpenDraft(tuple(self._token_ids), self._sampling, lookahead, self._draft_max_length)
+        command = OpenDraft(
+            tuple(self._token_ids), self._sampling, lookahead, self._draft_max_length, self._max_branches
+        )
         return [ToDraft(command)]
 
     def _close_drafter(self) -> list[Action]:

@@ -58,7 +58,8 @@ class VerifierSession:
         graft = self._tree.graft(proposal) if self._is_well_formed(proposal) else Graft()
         self._num_dropped += len(proposal.token_ids) - graft.num_new
         self._learn_late(graft.num_late, graft.num_late_right)
-        self.pace.on_proposal(now_s, graft.num_new)  # 0 too: the drafter is alive, and starts again
+        if not proposal.is_branch:  # branches come when the drafter has time for them: they tell nothing of its pace
+            self.pace.on_proposal(now_s, graft.num_new)  # 0 too: the drafter is alive, and starts again
 
     def _is_well_formed(self, proposal: Proposal) -> bool:
         return 0 < len(proposal.token_ids) <= MAX_PROPOSAL_TOKENS and max(proposal.token_ids) < self._vocab_size
@@ -99,9 +100,9 @@ class VerifierSession:
         if finish_reason is None:
             self._learn(len(drafted), num_accepted)
             if not missed:
-                self._compare_with_next_staged(len(drafted), committed[-1])
+                missed = self._contradicts_next_staged(len(drafted), committed[-1])
         num_contradicted = self._tree.commit(committed)
-        self.pace.on_verdict(now_s, self.num_staged, missed or num_contradicted > 0)
+        self.pace.on_verdict(now_s, self.num_staged, missed)
         self._last_verdict_s = now_s
         verdict = Verdict(
             start=start,
@@ -113,15 +114,20 @@ class VerifierSession:
             finish_reason=finish_reason,
             num_late=self._num_late,
             num_late_right=self._num_late_right,
+            missed=missed and finish_reason is None,
+            caught=missed and finish_reason is None and self.num_staged > 0,
         )
         self._num_dropped = self._num_late = self._num_late_right = 0
         return verdict
 
-    def _compare_with_next_staged(self, num_drafted: int, own_token: TokenId) -> None:
+    def _contradicts_next_staged(self, num_drafted: int, own_token: TokenId) -> bool:
         """A staged token that the step did not take says as much of the drafter as one that it did."""
         line = self._tree.main_line(num_drafted + 1)
-        if len(line) > num_drafted:
-            self._learn_late(1, int(line[num_drafted] == own_token))
+        if len(line) == num_drafted:
+            return False
+        is_right = line[num_drafted] == own_token
+        self._learn_late(1, int(is_right))
+        return not is_right
 
     def _learn_late(self, num_late: int, num_right: int) -> None:
         self._num_late += num_late

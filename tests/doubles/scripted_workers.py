@@ -36,7 +36,8 @@ from speculation.messages import (
     TargetFrame,
 )
 from speculation.verifier import VerifierSession
-from tests.doubles.toy_model import STOP_TOKEN, VOCAB_SIZE, guess_token, next_token
+from tests.doubles.toy_drafter import draft_with_toy
+from tests.doubles.toy_model import STOP_TOKEN, VOCAB_SIZE, next_token
 
 CommandT = TypeVar("CommandT")
 FrameT = TypeVar("FrameT")
@@ -207,7 +208,7 @@ class ScriptedDrafter(_ScriptedWorker[DraftCommand, DraftFrame, DrafterSession])
         self._percent_right = percent_right
 
     def has_work(self, connection: _ScriptedConnection[DraftCommand, DraftFrame, DrafterSession]) -> bool:
-        return any(session.wants_draft() for session in connection.sessions.values())
+        return any(session.growths() for session in connection.sessions.values())
 
     def apply(
         self,
@@ -225,16 +226,14 @@ class ScriptedDrafter(_ScriptedWorker[DraftCommand, DraftFrame, DrafterSession])
             elif isinstance(command, Commit):
                 session.commit(command)
             elif isinstance(command, SetLookahead):
-                session.lookahead = command.lookahead
+                session.set_lookahead(command.lookahead)
 
     def step(self, connection: _ScriptedConnection[DraftCommand, DraftFrame, DrafterSession]) -> DraftFrame | None:
         frame: list[tuple[SessionId, Proposal]] = []
         for session_id, session in connection.sessions.items():
-            while session.wants_draft():
-                session.drafted(guess_token(session.committed_and_chain(), self._percent_right), 0.5)
-            proposal = session.take_proposal()
-            if proposal is not None:
-                frame.append((session_id, proposal))
+            while growths := session.growths():
+                draft_with_toy(session, session.grow(growths[0]), self._percent_right)
+            frame.extend((session_id, proposal) for proposal in session.take_proposals(1))
         return tuple(frame) or None
 
     def refuse_all(self, message: str = "told to") -> None:

@@ -25,15 +25,14 @@ def warp(logits: torch.Tensor, row: SamplingRow) -> torch.Tensor:
     return TopPLogitsWarper(row.top_p)(None, scores) if row.top_p < 1 else scores
 
 
-def draw_naively(logits: torch.Tensor, row: SamplingRow, position: int) -> tuple[int, float]:
-    """Token and probability for one row of logits, [1, V]."""
-    if row.temperature == 0:
-        token_id = int(logits.argmax())
-        return token_id, float(logits.softmax(-1)[0, token_id])
-    scores = warp(logits, row)
-    noise = gumbel([row.seed], [position], torch.arange(logits.shape[1]))
-    token_id = int((scores.double() + noise).argmax())
-    return token_id, float(scores.softmax(-1)[0, token_id])
+def draw_naively(logits: torch.Tensor, row: SamplingRow, position: int) -> list[tuple[int, float]]:
+    """The drawn token and those next to it, with their distances from its score, for one row of logits, [1, V]."""
+    scores = logits.double()
+    if row.temperature > 0:
+        scores = warp(logits, row).double() + gumbel([row.seed], [position], torch.arange(logits.shape[1]))
+    best, token_ids = scores[0].sort(descending=True, stable=True)
+    gaps = (best[0] - best).tolist()
+    return [(token_id, gap) for token_id, gap in zip(token_ids.tolist(), gaps, strict=True) if gap < float("inf")]
 
 
 def random_logits(num_rows: int, vocab_size: int = VOCAB_SIZE, scale: float = 3.0, seed: int = 0) -> torch.Tensor:
@@ -63,10 +62,12 @@ def test_as_transformers_and_a_naive_argmax(row: SamplingRow) -> None:
     logits = random_logits(60)
     rows = [replace(row, seed=index % 3) for index in range(60)]
     positions = [1000 + index for index in range(60)]
-    got = draw(logits, rows, positions, with_probabilities=True)
+    got = draw(logits, rows, positions, num_runners_up=2)
     expected = [draw_naively(logits[i : i + 1], rows[i], positions[i]) for i in range(60)]
-    assert got.token_ids == [token_id for token_id, _ in expected]
-    assert got.probabilities == pytest.approx([probability for _, probability in expected], rel=1e-4)
+    assert got.token_ids == [ranked[0][0] for ranked in expected]
+    for runners_up, ranked in zip(got.runners_up, expected, strict=True):
+        assert [one.token_id for one in runners_up] == [token_id for token_id, _ in ranked[1:3]]
+        assert [one.gap for one in runners_up] == pytest.approx([gap for _, gap in ranked[1:3]], rel=1e-4, abs=1e-5)
     assert draw(logits, rows, positions).token_ids == got.token_ids
 
 
@@ -78,7 +79,7 @@ def test_top_p_over_a_large_vocabulary(scale: float) -> None:
     looked_at = candidates(logits, row.top_k, row.top_p).scores.shape[1]
     assert looked_at == (5000 if scale < 1 else 1024)
     got = draw(logits, [row] * 6, range(6)).token_ids
-    assert got == [draw_naively(logits[i : i + 1], row, i)[0] for i in range(6)]
+    assert got == [draw_naively(logits[i : i + 1], row, i)[0][0] for i in range(6)]
 
 
 @pytest.mark.parametrize("row", [SamplingRow(top_k=3), SamplingRow(top_p=0.55), SamplingRow(top_k=4, top_p=0.6)])
@@ -105,11 +106,12 @@ ROWS = st.builds(
 def test_a_row_does_not_depend_on_its_batch(batch: list[tuple[SamplingRow, int]], logits_seed: int) -> None:
     rows, positions = [row for row, _ in batch], [position for _, position in batch]
     logits = random_logits(len(batch), seed=logits_seed).to(torch.bfloat16).float()
-    together = draw(logits, rows, positions, with_probabilities=True)
+    together = draw(logits, rows, positions, num_runners_up=2)
     for index, (row, position) in enumerate(batch):
-        alone = draw(logits[index : index + 1], [row], [position], with_probabilities=True)
+        alone = draw(logits[index : index + 1], [row], [position], num_runners_up=2)
         assert alone.token_ids == [together.token_ids[index]]
-        assert alone.probabilities == pytest.approx([together.probabilities[index]], rel=1e-5)
+        gaps = [[one.gap for one in draws.runners_up[at]] for draws, at in ((alone, 0), (together, index))]
+        assert gaps[0] == pytest.approx(gaps[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("vary", ["seed", "position"])
@@ -133,9 +135,10 @@ def test_draws_follow_the_distribution(row: SamplingRow, vary: str) -> None:
 def test_greedy_takes_the_lowest_of_equals() -> None:
     logits = torch.zeros(2, 1000)
     logits[:, [7, 600, 900]] = 1.0
-    for with_probabilities in (False, True):
-        got = draw(logits, [SamplingRow(temperature=0)] * 2, [0, 1], with_probabilities=with_probabilities)
+    for num_runners_up in (0, 2):
+        got = draw(logits, [SamplingRow(temperature=0)] * 2, [0, 1], num_runners_up=num_runners_up)
         assert got.token_ids == [7, 7]
+    assert all({one.token_id for one in row} <= {600, 900} for row in got.runners_up)
 
 
 @pytest.mark.parametrize(
@@ -168,15 +171,15 @@ def test_a_row_of_nan_harms_nobody(row: SamplingRow) -> None:
 
 def test_many_rows_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, rows = random_logits(10), [SamplingRow(seed=index) for index in range(10)]
-    at_once = draw(logits, rows, range(10), with_probabilities=True)
+    at_once = draw(logits, rows, range(10), num_runners_up=2)
     monkeypatch.setattr("inference.sampling._MAX_NOISE_ELEMENTS", 3 * VOCAB_SIZE)
-    assert draw(logits, rows, range(10), with_probabilities=True) == at_once
+    assert draw(logits, rows, range(10), num_runners_up=2) == at_once
 
 
 def test_logits_are_not_changed() -> None:
     logits = random_logits(len(SETTINGS))
     before = logits.clone()
-    draw(logits, SETTINGS, range(len(SETTINGS)), with_probabilities=True)
+    draw(logits, SETTINGS, range(len(SETTINGS)), num_runners_up=2)
     assert torch.equal(logits, before)
 
 
@@ -202,7 +205,9 @@ def test_impossible_settings_are_refused(impossible: dict[str, float]) -> None:
 def test_the_same_draws_on_a_gpu(row: SamplingRow) -> None:
     logits = random_logits(200, vocab_size=5000)
     rows = [replace(row, seed=index) for index in range(200)]
-    on_cpu = draw(logits, rows, range(200), with_probabilities=True)
-    on_gpu = draw(logits.cuda(), rows, range(200), with_probabilities=True)
+    on_cpu = draw(logits, rows, range(200), num_runners_up=2)
+    on_gpu = draw(logits.cuda(), rows, range(200), num_runners_up=2)
     assert on_gpu.token_ids == on_cpu.token_ids
-    assert on_gpu.probabilities == pytest.approx(on_cpu.probabilities, rel=1e-5)
+    assert [[one.token_id for one in found] for found in on_gpu.runners_up] == [
+        [one.token_id for one in found] for found in on_cpu.runners_up
+    ]

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from speculation.acceptance import AcceptanceProfile
 from speculation.adaptive_k import Load
 from speculation.cost import DraftPace
+from speculation.draft_lines import LineId
 from speculation.drafter import DrafterSession
 from speculation.fingerprint import fingerprint
 from speculation.messages import (
@@ -34,7 +35,8 @@ from speculation.messages import (
 )
 from speculation.relay import Action, Emit, Fail, Finish, RelaySession, ToDraft, ToTarget
 from speculation.verifier import VerifierSession
-from tests.doubles.toy_model import STOP_TOKEN, VOCAB_SIZE, guess_token, next_token, plain_decoding
+from tests.doubles.toy_drafter import draft_with_toy
+from tests.doubles.toy_model import STOP_TOKEN, VOCAB_SIZE, next_token, plain_decoding
 
 
 class ScriptedK:
@@ -62,22 +64,32 @@ class SessionMachine(RuleBasedStateMachine):
         percent_right=st.sampled_from([0, 50, 85, 100]),
         lookahead=st.integers(1, 20),
         draft_max_length=st.sampled_from([0, 12]),
+        max_branches=st.sampled_from([0, 1, 4]),
     )
     def start(
-        self, prompt: list[int], max_tokens: int, k: int, percent_right: int, lookahead: int, draft_max_length: int
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        k: int,
+        percent_right: int,
+        lookahead: int,
+        draft_max_length: int,
+        max_branches: int,
     ) -> None:
         self.prompt, self.percent_right = prompt, percent_right
         self.max_length = len(prompt) + max_tokens
         self.expected = plain_decoding(prompt, self.max_length)
         self.policy = ScriptedK(k)
         self.relay = RelaySession(
-            prompt, Sampling(), self.max_length, [STOP_TOKEN], self.policy, lookahead, draft_max_length
+            *(prompt, Sampling(), self.max_length, [STOP_TOKEN], self.policy, lookahead, draft_max_length),
+            max_branches=max_branches,
         )
         self.emitted: list[int] = []
         self.finish: FinishReason | None = None
         self.now_s = 0.0
         self.target: VerifierSession | None = None
         self.drafter: DrafterSession | None = None
+        self.cached: dict[LineId, list[int]] = {}
         self.draft_up = False
         self.to_target: deque[object] = deque()
         self.from_target: deque[Verdict] = deque()
@@ -172,28 +184,46 @@ class SessionMachine(RuleBasedStateMachine):
         if isinstance(command, OpenDraft):
             assert self.drafter is None
             self.drafter = DrafterSession(command, VOCAB_SIZE, 1000)
+            self.cached = {self.drafter.main.id: []}
         elif self.drafter is None:
             pass
         elif isinstance(command, Commit):
             self.drafter.commit(command)
+            self.follow_drafter()
         elif isinstance(command, SetLookahead):
             self.drafter.set_lookahead(command.lookahead)
+            self.follow_drafter()
         else:
             self.drafter = None
 
-    @rule(num_steps=st.integers(1, 6), send=st.booleans())
-    def draft_steps(self, num_steps: int, send: bool) -> None:
-        for _ in range(num_steps):
-            if self.drafter is None or not self.drafter.wants_draft():
+    @rule(choices=st.lists(st.integers(0, 5), min_size=1, max_size=8), flush=st.sampled_from([0, 1, 4]))
+    def draft_steps(self, choices: list[int], flush: int) -> None:
+        if self.drafter is None:
+            return
+        for choice in choices:
+            growths = self.drafter.growths()
+            if not growths:
                 break
-            self.drafter.num_cached += len(self.drafter.uncached())
-            line = self.drafter.committed_and_chain()
-            assert len(line) < self.max_length
-            self.drafter.drafted(guess_token(line, self.percent_right), 0.5)
-        proposal = self.drafter.take_proposal() if self.drafter and send else None
-        if proposal is not None:
-            self.from_draft.append(proposal)
-            self.sent.append(proposal)
+            line = self.drafter.grow(growths[min(choice, len(growths) - 1)])
+            cached = self.cached.get(line.id)
+            if cached is None:  # a new branch forks the main line's cache
+                cached = self.cached[line.id] = self.cached[self.drafter.main.id][: line.num_cached]
+            cached += self.drafter.uncached(line)
+            assert self.drafter.position(line) < self.max_length
+            draft_with_toy(self.drafter, line, self.percent_right)
+        proposals = self.drafter.take_proposals(flush) if flush else []
+        self.from_draft += proposals
+        self.sent += proposals
+
+    def follow_drafter(self) -> None:
+        """What an engine does with its cache after a commit or a pause; then it holds what every line begins with."""
+        if self.drafter is None:
+            return
+        for line_id in self.cached.keys() - self.drafter.line_ids:
+            del self.cached[line_id]
+        del self.cached[self.drafter.main.id][self.drafter.main.num_cached :]
+        for line in self.drafter.lines:
+            assert self.cached[line.id] == self.drafter.sequence(line)[: line.num_cached]
 
     @rule(data=st.data())
     def coordinator_hears_draft(self, data: st.DataObject) -> None:
@@ -253,7 +283,7 @@ class SessionMachine(RuleBasedStateMachine):
                 break
             self.target_receives()
             self.draft_receives()
-            self.draft_steps(1, True)
+            self.draft_steps([0], 1)
             if self.from_draft:
                 self.carry_out(self.relay.on_draft_event(self.from_draft.pop(0), self.now_s))
             self.target_steps(8)
