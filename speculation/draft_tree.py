@@ -73,6 +73,8 @@ class DraftTree:
             node = self._nodes.get(Fingerprint(proposal.prefix_fingerprint))
             if node is None or node.length != proposal.prefix_length:
                 return Graft()
+            if proposal.is_branch and not node.children and not node.is_branch:
+                return Graft()  # it would be the main line, whose own token has not come
             return Graft(self._grow(node, proposal.token_ids, proposal.is_branch))
         if self._prefixes[proposal.prefix_length] != proposal.prefix_fingerprint:
             return Graft()
@@ -87,13 +89,11 @@ class DraftTree:
             num_right += 1
         num_late = num_right + 1 if num_right < len(decided) else num_right
         num_new = 0
-        if num_right == len(decided):  # a branch that the commit has gone along is none any more
-            num_new = self._grow(self._root, proposal.token_ids[num_right:], proposal.is_branch and not num_right)
+        if num_right == len(decided):  # a branch too: the commit may have gone along it, and what follows is its rest
+            num_new = self._grow(self._root, proposal.token_ids[num_right:], proposal.is_branch)
         return Graft(num_new) if proposal.is_branch else Graft(num_new, num_late, num_right)
 
     def _grow(self, node: _Node, token_ids: Sequence[TokenId], is_branch: bool) -> int:
-        if is_branch and not node.children and not node.is_branch:
-            return 0  # it would be the main line, whose own token has not come
         num_new = 0
         for token_id in token_ids:
             child = node.children.get(token_id)

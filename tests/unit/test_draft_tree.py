@@ -11,8 +11,8 @@ SHORT = st.lists(st.integers(0, 2), max_size=4)
 CHAIN = st.lists(st.integers(0, 2), min_size=1, max_size=4)
 
 
-def proposal(prefix: list[int], chain: list[int]) -> Proposal:
-    return Proposal(len(prefix), fingerprint(prefix), tuple(chain), (1.0,) * len(chain))
+def proposal(prefix: list[int], chain: list[int], is_branch: bool = False) -> Proposal:
+    return Proposal(len(prefix), fingerprint(prefix), tuple(chain), (1.0,) * len(chain), is_branch)
 
 
 def test_a_chain_is_staged_and_followed() -> None:
@@ -29,6 +29,27 @@ def test_a_miss_drops_what_does_not_agree() -> None:
     assert tree.commit([2, 9]) == 2
     assert tree.main_line(9) == []
     assert tree.num_nodes == 0
+
+
+def test_a_late_branch_goes_on_where_the_commit_has_gone_along_it() -> None:
+    """Its drafter has sent it and will not send it again."""
+    tree = DraftTree([1])
+    tree.graft(proposal([1], [2, 3]))
+    tree.commit([9])
+    assert tree.graft(proposal([1], [9, 8], is_branch=True)).num_new == 1
+    assert tree.graft(proposal([1, 9, 8], [7, 6], is_branch=True)).num_new == 2
+    tree.commit([8, 7, 6, 5, 4])
+    assert tree.graft(proposal([1, 9, 8, 7, 6, 5, 4], [3], is_branch=True)).num_new == 1
+    assert tree.main_line(9) == [3]
+
+
+def test_a_branch_does_not_take_the_place_of_a_main_line_that_is_still_to_come() -> None:
+    tree = DraftTree([1])
+    tree.graft(proposal([1], [2]))
+    assert tree.graft(proposal([1, 2], [9, 8], is_branch=True)).num_new == 0
+    tree.graft(proposal([1, 2], [3]))
+    assert tree.graft(proposal([1, 2], [9, 8], is_branch=True)).num_new == 2
+    assert tree.main_line(9) == [2, 3]
 
 
 def test_a_branch_survives_the_miss_it_was_grown_for() -> None:
