@@ -335,6 +335,14 @@ class DraftPace:
             self._num_at_once += num_tokens
         self._last_arrival, self._in_burst = now_s, True
 
+    def on_branch(self, now_s: float) -> None:
+        """A branch brought tokens to a session that had none: it lacks drafts no more, and nothing is learned.
+
+        Were the clock left running, the next first token would be timed from a miss long before its own.
+        """
+        if self._empty_since is not None:
+            self._empty_since, self._in_burst, self._last_arrival = None, False, now_s
+
     def _restart(self) -> None:
         """Only what is expected starts again, not what is measured: were a slow drafter's time taken from the last
         verdict it would seem fast, and be waited for."""

@@ -60,6 +60,8 @@ class VerifierSession:
         self._learn_late(graft.num_late, graft.num_late_right)
         if not proposal.is_branch:  # branches come when the drafter has time for them: they tell nothing of its pace
             self.pace.on_proposal(now_s, graft.num_new)  # 0 too: the drafter is alive, and starts again
+        elif graft.num_new and self._tree.main_line(1):
+            self.pace.on_branch(now_s)
 
     def _is_well_formed(self, proposal: Proposal) -> bool:
         return 0 < len(proposal.token_ids) <= MAX_PROPOSAL_TOKENS and max(proposal.token_ids) < self._vocab_size

@@ -241,3 +241,18 @@ def test_sessions_learn_from_one_another_through_the_prior() -> None:
     other = DraftPace(shared)
     other.on_verdict(5.0, 0)
     assert other.expected_wait_s(2, 5.0) == pytest.approx(0.009)
+
+
+def test_a_branch_ends_the_wait_for_drafts_and_says_nothing_of_the_pace() -> None:
+    pace = paced()
+    pace.on_verdict(10.0, 0)
+    pace.on_branch(10.1)
+    for verdict_s in (10.2, 10.3, 10.4):  # what is staged is verified, and missed again
+        pace.on_verdict(verdict_s, 0)
+    for _ in range(9):
+        pace.on_verdict(11.0, 1)
+        pace.on_verdict(12.0, 0)
+        pace.on_branch(12.5)
+        pace.on_verdict(13.0, 0)
+        pace.on_proposal(13.007, 1)
+    assert pace.redraft_s == pytest.approx(0.007)
