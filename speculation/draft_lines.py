@@ -98,7 +98,7 @@ class DraftLines:
     def __init__(self, statistics: GuessStatistics, max_branches: int) -> None:
         """At most ``max_branches`` branches are held at a time."""
         self._statistics = statistics
-        self._max_branches = max_branches
+        self.max_branches = max_branches
         self._next_id = 1
         self.main = DraftLine(LineId(0), 0)
         self.branches: list[DraftLine] = []
@@ -116,7 +116,7 @@ class DraftLines:
         for branch in self.branches:
             if len(branch) < longest and branch.start + len(branch) < room:
                 growths.append(Growth(reaches[branch.start] * branch.reach(len(branch)), branch))
-        if longest > 1 and len(self.branches) < self._max_branches:
+        if longest > 1 and len(self.branches) < self.max_branches:
             growths += self._new_branches(reaches, room)
         return growths
 

@@ -59,7 +59,7 @@ class DraftSchedule(Generic[SessionT]):
     def next(self, sessions: Collection[SessionT]) -> list[DraftEntry[SessionT]]:
         """The lines of this step, those that need it least last; branches that begin are made."""
         ways = [(growth, session) for session in sessions for growth in session.drafter.growths()]
-        ways = [way for way in ways if self._is_worthwhile(way[0])]
+        ways = [way for way in ways if self._is_worthwhile(*way)]
         ways.sort(key=lambda way: -way[0].reach)
         entries: list[DraftEntry[SessionT]] = []
         budget = self._max_step_tokens
@@ -75,10 +75,15 @@ class DraftSchedule(Generic[SessionT]):
 
     def has_work(self, sessions: Collection[SessionT]) -> bool:
         """Will `next` find something to draft?"""
-        return any(self._is_worthwhile(growth) for session in sessions for growth in session.drafter.growths())
+        return any(self._is_worthwhile(growth, session) for session in sessions for growth in session.drafter.growths())
 
-    def _is_worthwhile(self, growth: Growth) -> bool:
-        """Branches have to wait until it is known what a step costs."""
+    def _is_worthwhile(self, growth: Growth, session: SessionT) -> bool:
+        """Branches have to wait until it is known what a step costs.
+
+        A session without branches gets its whole lookahead: if it takes turns, the target waits for all of it.
+        """
+        if not session.drafter.may_branch:
+            return True
         return growth.reach >= IDLE_BELOW and (growth.is_main or self._costs.curve(1, 1) is not None)
 
     def _best_count(self, growths: Sequence[Growth]) -> int:

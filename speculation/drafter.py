@@ -48,6 +48,10 @@ class DrafterSession:
         return len(self._committed)
 
     @property
+    def may_branch(self) -> bool:
+        return self._lines.max_branches > 0
+
+    @property
     def main(self) -> DraftLine:
         """Where the drafter believes that the target will go."""
         return self._lines.main
