@@ -16,6 +16,7 @@ from outrider.commands.bench import bench
 from outrider.commands.demo import demo
 from outrider.commands.generate import generate
 from outrider.commands.roles import STATUS_JSON, coordinator, draft_worker, report_failure, target_worker
+from outrider.commands.simulate import simulate
 from outrider.commands.up import up
 from outrider.failures import BAD_INPUT, FAILED, INTERRUPTED, describe, one_line
 
@@ -33,6 +34,7 @@ app.command()(demo)
 app.command()(up)
 app.command()(generate)
 app.command()(bench)
+app.command()(simulate)
 app.command()(coordinator)
 app.command("draft-worker")(draft_worker)
 app.command("target-worker")(target_worker)

@@ -31,7 +31,9 @@ def test_every_flag_says_what_it_does(settings: type[BaseSettings]) -> None:
     assert [name for name, field in settings.model_fields.items() if not field.description] == []
 
 
-@pytest.mark.parametrize("command", ["demo", "up", "generate", "coordinator", "draft-worker", "target-worker"])
+@pytest.mark.parametrize(
+    "command", ["demo", "up", "generate", "simulate", "coordinator", "draft-worker", "target-worker"]
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([command, "--help"]) == 0
 

@@ -1,0 +1,1 @@
+"""``outrider simulate``: sweeps over `speculation.simulator`, and its comparison with what was measured."""
