@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from coordinator.coordinator import Coordinator
+from coordinator.delay import DelayedClient
 from coordinator.grpc_clients import TokenizerCache, grpc_draft_client, grpc_target_client
 from coordinator.servicer import GENERATION_SERVICE, GenerationServicer
 from coordinator.settings import CoordinatorSettings
@@ -34,10 +35,13 @@ async def serve(settings: CoordinatorSettings, on_status: OnStatus, stop: asynci
 
 def _make_coordinator(settings: CoordinatorSettings) -> Coordinator:
     tokenizers: TokenizerCache = {}
+    drafts = [grpc_draft_client(address, settings.connect_timeout_s, tokenizers) for address in settings.drafts]
+    if settings.draft_latency_ms:
+        drafts = [DelayedClient(client, settings.draft_latency_ms / 1000) for client in drafts]
     return Coordinator(
         settings,
         [grpc_target_client(address, settings.connect_timeout_s, tokenizers) for address in settings.targets],
-        [grpc_draft_client(address, settings.connect_timeout_s, tokenizers) for address in settings.drafts],
+        drafts,
     )
 
 

@@ -49,6 +49,9 @@ class CoordinatorSettings(BaseSettings):
     """Requests under way on one GenerateMany stream."""
     connect_timeout_s: float = Field(5.0, gt=0)
     """For each step of connecting to a worker; then it is tried again, for ever."""
+    draft_latency_ms: float = Field(0.0, ge=0)
+    """For experiments: frames from and to draft workers arrive so much later, each way. The coordinator stands beside
+    the target, so this is how far away the drafter is."""
     grace_s: float = Field(5.0, ge=0)
     """When stopping: seconds that requests under way get to finish."""
 

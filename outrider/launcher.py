@@ -46,6 +46,8 @@ class StackOptions:
     target_threads: int = 0
     """0: a share of the cores, see `share_of_cores`."""
     draft_threads: int = 0
+    draft_latency_ms: float = 0.0
+    """For experiments: the drafter is so far away, each way."""
     config: Path | None = None
     """TOML file that the roles read too."""
 
@@ -236,6 +238,8 @@ def coordinator_arguments(options: StackOptions, addresses: dict[str, str]) -> l
         flags["policy"] = options.policy
     if options.max_k is not None:
         flags["max_k"] = options.max_k
+    if options.draft_latency_ms:
+        flags["draft_latency_ms"] = options.draft_latency_ms
     return _flags(flags, options.config)
 
 
