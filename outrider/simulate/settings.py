@@ -91,6 +91,10 @@ class SimulateSettings(BaseSettings):
     """Of this machine, to simulate deployments side by side. 0: one for each core."""
     seed: int = Field(default=0, ge=0)
     """Another seed: other tokens, arrivals and jitter."""
+    as_validate: bool = Field(default=False, validation_alias="OUTRIDER_SIMULATE_VALIDATE")
+    """Measure the demo pair on this machine for a minute and simulate the same, instead of all the above."""
+    bench: Path | None = None
+    """With --validate: compare the cells of this output of outrider bench --json too, and measure its pair."""
     as_json: Path | None = Field(default=None, validation_alias="OUTRIDER_SIMULATE_JSON")
     """Write everything to this file too."""
 

@@ -5,6 +5,7 @@ What is modelled is what costs time or money: forward passes, links, the coordin
 model says. A run depends on its `Scenario` alone, seed included.
 """
 
+from speculation.simulator.clients import session_seed
 from speculation.simulator.report import Report, merged
 from speculation.simulator.scenario import Costs, Latencies, Load, Scenario, ideal_of, plain_of
 from speculation.simulator.tokens import AcceptanceByRun, AcceptanceTraces
@@ -21,5 +22,6 @@ __all__ = [
     "ideal_of",
     "merged",
     "plain_of",
+    "session_seed",
     "simulate",
 ]
