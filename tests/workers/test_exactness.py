@@ -197,17 +197,6 @@ async def test_taking_turns(make_runtime, model_folders, target_model, drafter: 
     assert add_up(stats)[0] > 0  # few if wrong: the planner trims what has no chance
 
 
-async def test_turns_are_whole(make_runtime, model_folders, target_model) -> None:
-    """Alone, a session verifies exactly K drafts in every step but the first and, where the room ends, the last."""
-    async with stack(make_runtime, model_folders, "close", chaos=False) as (coordinator, _):
-        for index in range(12):
-            options = SpeculationOptions(policy="fixed", k=3, turns=True)
-            tokens, stats = await generate(coordinator, COMBINATIONS[index], options)
-            assert tokens == expected(target_model, index)
-            assert stats.num_free_run_steps <= 2
-            assert stats.num_drafted >= 3 * (stats.num_steps - 2)
-
-
 async def test_one_at_a_time_in_small_steps(make_runtime, model_folders, target_model) -> None:
     ways = [SpeculationOptions(policy="fixed", k=5)]
     async with stack(make_runtime, model_folders, "close", chaos=False, max_step_tokens=16) as (coordinator, _):

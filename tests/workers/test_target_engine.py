@@ -60,10 +60,11 @@ class Harness:
         max_tokens: int,
         k: int = 0,
         stop: tuple[int, ...] = (),
+        turns: bool = False,
     ) -> None:
         sampling = Sampling(parameters.temperature, parameters.top_k, parameters.top_p, parameters.seed)
         self.tokens[session], self.verdicts[session] = [], []
-        self.send(session, OpenTarget(tuple(prompt), sampling, len(prompt) + max_tokens, stop, k))
+        self.send(session, OpenTarget(tuple(prompt), sampling, len(prompt) + max_tokens, stop, k, turns))
 
     def step(self) -> float | None:
         result = self.engine.step()
@@ -227,3 +228,23 @@ def test_a_resumed_session_says_what_the_first_would_have_said(
     harness.open(0, prompt + expected[:8], parameters, 12)
     harness.run()
     assert harness.tokens[0] == expected[8:]
+
+
+def test_a_session_that_takes_turns_steps_with_whole_turns_only(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM
+) -> None:
+    prompt = prompt_of(7)
+    expected = reference.decode(target_model, prompt, PARAMETERS[0], 11)
+    harness = Harness(make_runtime())
+    harness.open(0, prompt, PARAMETERS[0], 11, k=3, turns=True)
+    harness.step()
+    while harness.tokens[0] != expected:
+        num_said = len(harness.tokens[0])
+        for index, token_id in enumerate(expected[num_said:-1][:3], start=num_said):
+            wait_s = harness.step()
+            assert wait_s is not None
+            assert wait_s > 0
+            assert len(harness.tokens[0]) == num_said
+            stage(harness, 0, prompt + expected[:index], [token_id])
+        harness.step()
+    assert [verdict.num_drafted for verdict in harness.verdicts[0]] == [0, 3, 3, 1]
