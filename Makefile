@@ -30,7 +30,7 @@ demo: $(VENV)/.stamp-worker $(STUBS)  ## run the embedded pair: live text, specu
 	@$(BIN)/outrider demo $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.stamp-worker $(STUBS)  ## measure this machine and the embedded pair; ARGS='--quick --json FILE'
+bench: $(VENV)/.stamp-bench $(STUBS)  ## measure this machine and the embedded pair; ARGS='--quick --json FILE'
 	@$(BIN)/outrider bench $(ARGS)
 
 .PHONY: test
@@ -72,6 +72,11 @@ $(VENV)/.stamp-worker: pyproject.toml hatch_build.py | $(VENV)/.stamp-torch
 	@echo "installing outrider"
 	@$(PIP) -e '.[worker]'
 	@touch $@
+
+$(VENV)/.stamp-bench: pyproject.toml hatch_build.py | $(VENV)/.stamp-torch
+	@echo "installing outrider with what its benchmark needs"
+	@$(PIP) -e '.[worker,bench]'
+	@touch $@ $(VENV)/.stamp-worker
 
 $(VENV)/.stamp-dev: pyproject.toml hatch_build.py | $(VENV)/.stamp-torch
 	@echo "installing outrider with its development tools"

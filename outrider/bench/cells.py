@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from outrider.bench.estimates import Estimate, median_of
+from outrider.bench.ideal import Ideal
 from outrider.bench.measure import Block, Condition, Round
-from outrider.bench.systems import PLAIN
+from outrider.bench.systems import OUTRIDER, PLAIN, Run
 from outrider.client import SpeculationStats
 
 _COUNTS: Final = ("num_steps", "num_free_run_steps", "num_proposed", "num_dropped", "num_drafted", "num_accepted")
@@ -42,6 +43,24 @@ class Cell:
     """What became of drafted tokens, over all runs; named as in `SpeculationStats`."""
     tokens_equal: bool | None
     """To plain decoding through the same server; None where they need not be."""
+    ratios: Mapping[str, Estimate]
+    """tokens_per_s over every other system's of the same block, as `ratio_to_plain`; only for outrider."""
+    drafted_per_committed: float | None
+    """Tokens that drafters sent for each committed one."""
+    caught_share: float | None
+    """Misses after which a branch was there already, over all misses; None if nobody counts them."""
+    coordinator_us_per_token: Estimate | None
+    """Processor time of the coordinator, over the rounds; the clock's tick is 10 ms."""
+    ideal: Ideal | None
+    """Only for outrider, one request at a time on the pair."""
+
+    @property
+    def ratio_to_ideal(self) -> Estimate | None:
+        """Of decoding after the first token, as the ideal knows no prefill."""
+        mine, ideal = self.decode_tokens_per_s, self.ideal
+        if mine is None or ideal is None:
+            return None
+        return Estimate(*(value / ideal.tokens_per_s for value in (mine.value, mine.lower, mine.upper)))
 
 
 def cells_of(block: Block) -> list[Cell]:
@@ -74,7 +93,36 @@ def _cell(system: str, block: Block) -> Cell:
         mean_k=sum(one.mean_k for one in stats) / len(stats) if stats else None,
         speculation_counts={name: sum(getattr(one, name) for one in stats) for name in _COUNTS} if stats else None,
         tokens_equal=_tokens_equal(system, block),
+        ratios=_ratios(block) if system == OUTRIDER else {},
+        drafted_per_committed=_drafted_per_committed(stats, runs),
+        caught_share=_caught_share(stats),
+        coordinator_us_per_token=_median(rounds, _coordinator_us_per_token),
+        ideal=block.ideal if system == OUTRIDER else None,
     )
+
+
+def _ratios(block: Block) -> dict[str, Estimate]:
+    mine = block.rounds[OUTRIDER]
+    ratios = {
+        name: _pairs(mine, its, lambda round_: round_.tokens_per_s)
+        for name, its in block.rounds.items()
+        if name != OUTRIDER
+    }
+    return {name: ratio for name, ratio in ratios.items() if ratio is not None}
+
+
+def _drafted_per_committed(stats: Sequence[SpeculationStats], runs: Sequence[Run]) -> float | None:
+    return sum(one.num_proposed for one in stats) / sum(len(run.token_ids) for run in runs) if stats else None
+
+
+def _caught_share(stats: Sequence[SpeculationStats]) -> float | None:
+    """By the counts of misses and caught ones, where the server reports them."""
+    num_misses = sum(getattr(one, "num_misses", 0) for one in stats)
+    return sum(getattr(one, "num_caught", 0) for one in stats) / num_misses if num_misses else None
+
+
+def _coordinator_us_per_token(round_: Round) -> float | None:
+    return 1e6 * round_.coordinator_cpu_s / round_.num_tokens if round_.coordinator_cpu_s is not None else None
 
 
 def acceptance_rate(stats: Sequence[SpeculationStats]) -> Estimate | None:

@@ -34,6 +34,20 @@ def memory_of(pids: Mapping[str, int]) -> Memory | None:
         return None
 
 
+def cpu_seconds_of(pid: int) -> float | None:
+    """Processor time of a process so far, all of its threads; None where there is no /proc."""
+    try:
+        return cpu_seconds(Path(f"/proc/{pid}/stat").read_text(), os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError):
+        return None
+
+
+def cpu_seconds(stat: str, ticks_per_s: int) -> float:
+    """User and system time of the text of ``/proc/PID/stat``."""
+    fields = stat.rpartition(")")[2].split()  # behind the name, which may hold anything
+    return (int(fields[11]) + int(fields[12])) / ticks_per_s
+
+
 def resident_bytes(status: str) -> int:
     """VmRSS of the text of ``/proc/PID/status``."""
     found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
+from outrider.bench.ideal import Ideal
 from outrider.bench.systems import PLAIN, Run, System, Task
 
 ItemT = TypeVar("ItemT")
 
 _WARM_UP_ROUNDS: Final = 2
 _WARM_UP_SEEDS: Final = 500_000
+
+MIN_BATCHES: Final = 4
+"""Batches under one condition with several requests at a time: a median of fewer pairs says little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,9 @@ class Condition:
     concurrency: int
     temperature: float
     one_way_latency_ms: float = 0.0
+    """Between the drafter and the coordinator, which stands beside the target."""
+    wanted_acceptance: float | None = None
+    """What the synthetic pair was made for; None: the pair itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,8 @@ class Round:
 
     tasks: tuple[Task, ...]
     runs: tuple[Run, ...]
+    coordinator_cpu_s: float | None = None
+    """What the coordinator's process computed meanwhile; None if it cannot be told, or served nothing."""
 
     @property
     def num_tokens(self) -> int:
@@ -82,6 +91,8 @@ class Block:
     differences: tuple[Difference, ...]
     compared: frozenset[str]
     """Systems whose tokens were compared with plain's."""
+    ideal: Ideal | None = None
+    """None: not measured here."""
 
 
 class Observer:
@@ -140,6 +151,12 @@ def compare(system: str, found: Round, plain: Round) -> list[Difference]:
     return differences
 
 
+def repeats_for(concurrency: int, num_prompts: int, repeats: int) -> int:
+    """Repetitions that make at least `MIN_BATCHES` batches, if more than ``repeats``."""
+    batches_each = -(-num_prompts // concurrency)
+    return max(repeats, -(-MIN_BATCHES // batches_each)) if concurrency > 1 else repeats
+
+
 def num_rounds(num_systems: int, num_batches: int) -> int:
     """Rounds that `measure` will run, warm-up included."""
     return num_systems * (num_batches + _WARM_UP_ROUNDS)
@@ -150,18 +167,20 @@ async def measure(
     condition: Condition,
     work: Sequence[tuple[Task, ...]],
     observer: Observer,
+    cpu_s: Callable[[], float | None] = lambda: None,
 ) -> Block:
     """Warms every system up, then runs all batches. ``systems`` holds plain; put it where all others are near it.
 
     Tokens are compared with plain's as it goes; a difference is told to the observer at once and ends nothing.
+    ``cpu_s`` tells the processor time of the coordinator so far.
     """
     for batch in itertools.islice(itertools.cycle(work), _WARM_UP_ROUNDS):
-        await _round(systems, [_warm_up(task) for task in batch], condition, observer)
+        await _round(systems, [_warm_up(task) for task in batch], condition, observer, cpu_s)
     rounds: dict[str, list[Round]] = {system.name: [] for system in systems}
     compared = [s for s in systems if s.name != PLAIN and s.must_equal_plain(condition.temperature)]
     differences: list[Difference] = []
     for index, batch in enumerate(work):
-        results = await _round(in_turn(systems, index), batch, condition, observer)
+        results = await _round(in_turn(systems, index), batch, condition, observer, cpu_s)
         for system in compared:
             found = compare(system.name, results[system.name], results[PLAIN])
             for difference in found:
@@ -178,14 +197,21 @@ def _warm_up(task: Task) -> Task:
 
 
 async def _round(
-    systems: Sequence[System], tasks: Sequence[Task], condition: Condition, observer: Observer
+    systems: Sequence[System],
+    tasks: Sequence[Task],
+    condition: Condition,
+    observer: Observer,
+    cpu_s: Callable[[], float | None],
 ) -> dict[str, Round]:
     """The same batch for each system, one system after the other."""
     results: dict[str, Round] = {}
     for system in systems:
         observer.begins(system.name, condition)
+        before_s = cpu_s()
         runs = await _together(system, tasks)
-        results[system.name] = Round(tuple(tasks), runs)
+        after_s = cpu_s()
+        spent_s = after_s - before_s if before_s is not None and after_s is not None else None
+        results[system.name] = Round(tuple(tasks), runs, spent_s or None)
         observer.ends()
     return results
 

@@ -8,6 +8,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from outrider.bench.figures import described
 from outrider.bench.measure import Condition, Difference, Observer
 
 _REFRESHES_PER_S: Final = 2
@@ -49,7 +50,7 @@ class BenchProgress(Observer):
         self._say(text, text)
 
     def begins(self, system: str, condition: Condition) -> None:
-        where = f"temperature {condition.temperature:g}, {condition.concurrency} at a time"
+        where = described(condition)
         self._say(f"{system}, {where}", f"measuring, {where}")
 
     def ends(self) -> None:

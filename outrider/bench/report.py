@@ -11,13 +11,14 @@ from rich.table import Table
 
 from outrider.bench.cells import Cell
 from outrider.bench.estimates import Estimate
-from outrider.bench.figures import Figure, figures_of
+from outrider.bench.figures import BEST_K_SHARE, Figure, best_fixed, described, figures_of
 from outrider.bench.machine import Memory
+from outrider.bench.measure import Condition
 from outrider.bench.stages import Results
-from outrider.bench.systems import PLAIN
+from outrider.bench.systems import OUTRIDER, PLAIN, SYSTEMS
 
+_SYSTEM_WIDTH: Final = max(map(len, SYSTEMS))
 _CELL_COLUMNS: Final = (
-    "\ntemp",
     "tokens\n/s",
     "ratio to\nplain",
     "TTFT\nms",
@@ -68,7 +69,30 @@ def cell_object(cell: Cell) -> dict[str, object]:
         "ttft_ratio_to_plain": cell.ttft_ratio_to_plain.value,
         "ttft_ratio_spread": list(cell.ttft_ratio_to_plain.spread),
         "tokens_equal": cell.tokens_equal,
+        "wanted_acceptance": cell.condition.wanted_acceptance,
+        "ratios": {name: {"value": ratio.value, "spread": list(ratio.spread)} for name, ratio in cell.ratios.items()},
+        "drafted_per_committed": cell.drafted_per_committed,
+        "caught_share": cell.caught_share,
+        "coordinator_us_per_token": _value(cell.coordinator_us_per_token),
+        **_ideal_object(cell),
         "num_runs": cell.num_runs,
+    }
+
+
+def _ideal_object(cell: Cell) -> dict[str, object]:
+    ideal, ratio = cell.ideal, cell.ratio_to_ideal
+    if ideal is None or ratio is None:
+        return {}
+    return {
+        "ideal_tokens_per_s": ideal.tokens_per_s,
+        "ratio_to_ideal": ratio.value,
+        "ratio_to_ideal_spread": list(ratio.spread),
+        "ideal": {
+            "k": ideal.k,
+            "mean_acceptance_length": ideal.mean_acceptance_length,
+            "bare_plain_step_s": ideal.steps.plain_s,
+            "bare_verify_step_s": ideal.steps.verify_s,
+        },
     }
 
 
@@ -82,18 +106,22 @@ def figure_object(figure: Figure) -> dict[str, object]:
     }
 
 
-def cells_table(cells: Sequence[Cell]) -> Table:
-    """One row for each cell; fits 80 columns while all are single-stream."""
-    batched = any(cell.condition.concurrency > 1 for cell in cells)
-    table = _table("Medians; in brackets the quartiles over pairs of runs")
-    table.add_column("system", no_wrap=True)
-    for name in (*(["at\nonce"] if batched else []), *_CELL_COLUMNS):
+def cells_tables(cells: Sequence[Cell]) -> list[Table]:
+    """One table for each condition, one row for each of its cells; 80 columns wide."""
+    groups: dict[Condition, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.condition, []).append(cell)
+    return [_cells_table(condition, group) for condition, group in groups.items()]
+
+
+def _cells_table(condition: Condition, cells: Sequence[Cell]) -> Table:
+    table = _table(f"{described(condition)}: medians; in brackets the quartiles over pairs of runs")
+    table.add_column("system", no_wrap=True, min_width=_SYSTEM_WIDTH)
+    for name in _CELL_COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for cell in cells:
         table.add_row(
             cell.system,
-            *([str(cell.condition.concurrency)] if batched else []),
-            f"{cell.condition.temperature:g}",
             f"{cell.tokens_per_s.value:.0f}",
             _with_spread(cell.ratio_to_plain),
             f"{cell.ttft_ms.value:.0f}",
@@ -106,12 +134,12 @@ def cells_table(cells: Sequence[Cell]) -> Table:
 
 def figures_table(figures: Sequence[Figure]) -> Table:
     """One row for each figure."""
-    table = _table("Greedy, one request at a time")
+    table = _table("Greedy, one request at a time, unless it says otherwise")
     table.add_column("figure", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("needed", justify="right", no_wrap=True)
     table.add_column("holds", no_wrap=True)
-    table.add_column("what it is")
+    table.add_column("what it is", overflow="fold")
     for figure in figures:
         value = f"{figure.value:.2f}"
         if figure.spread is not None:
@@ -127,6 +155,31 @@ def equality_line(results: Results) -> str:
     if results.differences:
         return f"DIFFERENT TOKENS in {len(results.differences)} of {count} completions compared with plain decoding's."
     return f"All {count} completions compared with plain decoding's have the same tokens."
+
+
+def best_k_lines(cells: Sequence[Cell]) -> list[str]:
+    """Where the policy is not within 5 % of the best fixed K, and by which it was beaten there."""
+    lines = []
+    for cell in cells:
+        best = best_fixed(cell) if cell.system == OUTRIDER else None
+        if best is not None and best[1].value < BEST_K_SHARE:
+            lines.append(
+                f"Slower than {best[0]} ({described(cell.condition)}): {_with_spread(best[1])} of its tokens/s."
+            )
+    return lines
+
+
+def ideal_lines(cells: Sequence[Cell]) -> list[str]:
+    """What each ideal is made of, and how much of it was reached."""
+    lines = []
+    for cell in cells:
+        ideal, ratio = cell.ideal, cell.ratio_to_ideal
+        if ideal is not None and ratio is not None:
+            step_ms = 1000 * ideal.steps.verify_s
+            step = f"{ideal.mean_acceptance_length:.2f} per step of {step_ms:.2f} ms with K = {ideal.k}"
+            total = f"{ideal.tokens_per_s:.0f} tokens/s"
+            lines.append(f"Ideal ({described(cell.condition)}): {total}, {step}; reached {_with_spread(ratio)}.")
+    return lines
 
 
 def memory_line(memory: Memory) -> str:

@@ -1,4 +1,4 @@
-"""What runs together: one deployment, and the systems compared on it.
+"""Brings up what runs together, and measures: one deployment after the other.
 
 A stage starts its processes, measures, and ends them before the next begins, so that no measurement shares the machine
 with a deployment that it does not need.
@@ -8,60 +8,27 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from coordinator.settings import CoordinatorSettings
+from outrider.bench.bare_pair import BarePair
 from outrider.bench.cells import Cell, cells_of
-from outrider.bench.machine import Memory, memory_of, num_cores
-from outrider.bench.measure import Condition, Difference, Observer, batches, measure, num_rounds
+from outrider.bench.json_process import run_module
+from outrider.bench.machine import Memory, cpu_seconds_of, memory_of, num_cores
+from outrider.bench.measure import Block, Condition, Difference, Observer, batches, measure, num_rounds, repeats_for
+from outrider.bench.plan import NONE, PAIR, SYNTHETIC, WRONG, Measurement, Stage, stages_for
 from outrider.bench.settings import BenchSettings
-from outrider.bench.systems import (
-    NO_DRAFTER,
-    OUTRIDER,
-    PLAIN,
-    TRANSFORMERS_PLAIN,
-    WRONG_DRAFTER,
-    System,
-    Task,
-    plain_system,
-    speculative_system,
-)
-from outrider.bench.transformers_system import TransformersOptions, TransformersSystem, start_module
+from outrider.bench.systems import OUTRIDER, PLAIN, TRANSFORMERS, System, Task, served_system
+from outrider.bench.transformers_system import TransformersOptions, TransformersProcess, TransformersSystem
 from outrider.client import Client
-from outrider.failures import BadUsage, CommandFailed
-from outrider.launcher import LocalStack, StackOptions, share_of_cores
+from outrider.failures import BadUsage
+from outrider.launcher import COORDINATOR, LocalStack, StackOptions, share_of_cores
 
 HELD_OUT_PROMPTS: Final = Path(__file__).resolve().parents[2] / "models" / "heldout_prompts.json"
-
-_PAIR: Final = "the pair"
-_WRONG: Final = "a drafter that is always wrong"
-_NONE: Final = "no drafter"
-_STAGES: Final = (
-    (_PAIR, (OUTRIDER, PLAIN, TRANSFORMERS_PLAIN)),
-    (_WRONG, (WRONG_DRAFTER, PLAIN)),
-    (_NONE, (NO_DRAFTER, PLAIN)),
-)
-"""Plain is the reference of every stage, and stands in the middle so that each other system runs right beside it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One deployment and what is measured on it."""
-
-    title: str
-    systems: tuple[str, ...]
-
-    def running(self, condition: Condition) -> tuple[str, ...]:
-        """Its systems under this condition: transformers answers one request at a time."""
-        return tuple(name for name in self.systems if condition.concurrency == 1 or name != TRANSFORMERS_PLAIN)
-
-    @property
-    def reports_plain(self) -> bool:
-        """Plain decoding is measured in every stage, and is a cell of its own only on the pair itself."""
-        return self.title == _PAIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +41,16 @@ class Results:
     differences: tuple[Difference, ...]
 
 
-def stages_for(wanted: Sequence[str]) -> list[Stage]:
-    """The stages that measure the systems wanted, each with plain decoding."""
-    stages = []
-    for title, systems in _STAGES:
-        chosen = tuple(name for name in systems if name in wanted or name == PLAIN)
-        if len(chosen) > 1 or (title == _PAIR and PLAIN in wanted):
-            stages.append(Stage(title, chosen))
-    return stages
+@dataclass(frozen=True, slots=True)
+class _Deployed:
+    """A stage's processes, up and ready."""
 
+    stack: LocalStack
+    systems: dict[str, System]
+    bare: BarePair | None
 
-def conditions(settings: BenchSettings) -> list[Condition]:
-    """Every temperature at every concurrency."""
-    return [
-        Condition(concurrency, temperature)
-        for temperature in settings.temperature_list
-        for concurrency in settings.concurrency_list
-    ]
+    def coordinator_cpu_s(self) -> float | None:
+        return cpu_seconds_of(self.stack.pids[COORDINATOR])
 
 
 def read_prompts(path: Path | None) -> list[str]:
@@ -115,14 +75,15 @@ class Bench:
         self._options = options
         self._observer = observer
         self._prompts = read_prompts(settings.prompt_file)
+        self._stages = stages_for(settings)
 
     @property
     def num_rounds(self) -> int:
         """Rounds of all stages, warm-up included."""
         return sum(
-            num_rounds(len(stage.running(condition)), len(self._batches(condition)))
-            for stage in stages_for(self._settings.system_list)
-            for condition in conditions(self._settings)
+            num_rounds(len(one.systems), len(self._batches(one)))
+            for stage in self._stages
+            for one in stage.measurements
         )
 
     async def run(self) -> Results:
@@ -130,55 +91,95 @@ class Bench:
         cells: list[Cell] = []
         differences: list[Difference] = []
         memory: Memory | None = None
-        for stage in stages_for(self._settings.system_list):
-            async with self._deployment(stage) as (stack, systems):
-                for condition in conditions(self._settings):
-                    running = [system for system in systems if system.name in stage.running(condition)]
-                    block = await measure(running, condition, self._batches(condition), self._observer)
-                    cells += (cell for cell in cells_of(block) if cell.system != PLAIN or stage.reports_plain)
-                    differences += block.differences
-                if OUTRIDER in stage.systems:
-                    memory = memory_of(stack.pids)
+        with tempfile.TemporaryDirectory(prefix="outrider-bench-") as folder:
+            await self._make_models(Path(folder))
+            for stage in self._stages:
+                async with self._deployment(stage, Path(folder)) as deployed:
+                    for one in stage.measurements:
+                        block = await self._measure(one, deployed)
+                        cells += (cell for cell in cells_of(block) if cell.system != PLAIN or stage.reports_plain)
+                        differences += block.differences
+                    if stage.title == PAIR and OUTRIDER in stage.systems and memory is None:
+                        memory = memory_of(deployed.stack.pids)
         return Results(tuple(cells), memory, tuple(differences))
 
-    def _batches(self, condition: Condition) -> list[tuple[Task, ...]]:
-        settings = self._settings
-        return batches(self._prompts, condition, settings.num_prompts, settings.num_tokens, settings.num_repeats)
+    async def _measure(self, one: Measurement, deployed: _Deployed) -> Block:
+        """The bare steps are timed right before and after, as the machine drifts."""
+        bare = deployed.bare if one.condition.concurrency == 1 else None
+        if bare is not None:
+            await bare.time_steps()
+        running = [deployed.systems[name] for name in one.systems]
+        block = await measure(running, one.condition, self._batches(one), self._observer, deployed.coordinator_cpu_s)
+        if bare is None:
+            return block
+        await bare.time_steps()
+        return replace(block, ideal=await bare.ideal(one.condition.temperature))
+
+    def _batches(self, one: Measurement) -> list[tuple[Task, ...]]:
+        settings, condition = self._settings, one.condition
+        repeats = repeats_for(condition.concurrency, min(settings.num_prompts, len(self._prompts)), one.repeats)
+        max_tokens = settings.num_tokens if condition.concurrency == 1 else max(2, settings.num_tokens // 2)
+        return batches(self._prompts, condition, settings.num_prompts, max_tokens, repeats)
 
     @asynccontextmanager
-    async def _deployment(self, stage: Stage) -> AsyncIterator[tuple[LocalStack, list[System]]]:
-        """The processes of a stage, up and ready."""
+    async def _deployment(self, stage: Stage, folder: Path) -> AsyncIterator[_Deployed]:
+        options = stage_options(self._options, stage, folder)
         async with AsyncExitStack() as life:
-            draft = await self._draft(stage, life)
-            self._observer.stage(f"starting {stage.title}")
-            stack = await life.enter_async_context(LocalStack(replace(self._options, draft=draft)))
+            self._observer.stage(f"starting {_described(stage.title, stage.condition)}")
+            stack = await life.enter_async_context(LocalStack(options))
             client = await life.enter_async_context(Client(stack.address))
-            systems: list[System] = []
-            for name in stage.systems:
-                if name == TRANSFORMERS_PLAIN:
-                    self._observer.stage("starting transformers")
-                    options = transformers_options(self._options)
-                    systems.append(await life.enter_async_context(TransformersSystem(options)))
-                else:
-                    systems.append(plain_system(client) if name == PLAIN else speculative_system(name, client))
-            yield stack, systems
+            systems: dict[str, System] = {
+                name: served_system(name, client) for name in stage.systems if name not in TRANSFORMERS
+            }
+            theirs = [name for name in stage.systems if name in TRANSFORMERS]
+            if theirs:
+                self._observer.stage("starting transformers")
+                process = await life.enter_async_context(TransformersProcess(transformers_options(options)))
+                systems |= {name: TransformersSystem(name, process) for name in theirs}
+            yield _Deployed(stack, systems, await self._bare_pair(stage, options, life))
 
-    async def _draft(self, stage: Stage, life: AsyncExitStack) -> str | None:
-        """The draft model of a stage."""
-        if stage.title == _NONE:
+    async def _bare_pair(self, stage: Stage, options: StackOptions, life: AsyncExitStack) -> BarePair | None:
+        single = any(one.condition.concurrency == 1 for one in stage.measurements)
+        if not (self._settings.ideal and single and stage.title == PAIR and OUTRIDER in stage.systems):
             return None
-        assert self._options.draft is not None
-        if stage.title == _PAIR:
-            return self._options.draft
-        self._observer.stage("making a drafter that is always wrong")
-        folder = life.enter_context(tempfile.TemporaryDirectory(prefix="outrider-bench-"))
-        await make_wrong_drafter(self._options.draft, folder)
-        return folder
+        self._observer.stage("measuring the pair without anything around it")
+        prompts = self._prompts[: self._settings.num_prompts]
+        k = options.max_k or CoordinatorSettings.model_fields["max_k"].default
+        bare = BarePair(options, target_threads(options), k, prompts, self._settings.num_tokens)
+        return await life.enter_async_context(bare)
+
+    async def _make_models(self, folder: Path) -> None:
+        """What the stages need besides the pair, each made by a process of its own that takes torch with it."""
+        draft, titles = self._options.draft, {stage.title for stage in self._stages}
+        if WRONG in titles:
+            self._observer.stage("making a drafter that is always wrong")
+            assert draft is not None
+            await run_module("outrider.bench.wrong_drafter", draft, str(folder / "wrong"))
+        if SYNTHETIC in titles:
+            self._observer.stage("making synthetic pairs")
+            acceptances = [f"{rate:g}" for rate in self._settings.acceptance_list]
+            temperature = str(self._settings.temperature_list[-1])
+            await run_module(
+                "outrider.bench.synthetic_pair", self._options.target, str(folder), temperature, *acceptances
+            )
+
+
+def stage_options(options: StackOptions, stage: Stage, folder: Path) -> StackOptions:
+    """The deployment of a stage; ``folder`` holds the models that were made."""
+    if stage.title == NONE:
+        return replace(options, draft=None)
+    if stage.title == WRONG:
+        return replace(options, draft=str(folder / "wrong"))
+    if stage.title == SYNTHETIC:
+        target = folder / f"target-{stage.condition.wanted_acceptance:g}"
+        return replace(options, target=str(target), draft=str(folder / "draft"))
+    return replace(options, draft_latency_ms=stage.condition.one_way_latency_ms)
 
 
 def transformers_options(options: StackOptions) -> TransformersOptions:
     """The same weights, dtype, device and threads as the pair's target worker."""
-    return TransformersOptions(options.target, target_threads(options), options.device, options.dtype)
+    threads = target_threads(options)
+    return TransformersOptions(options.target, threads, options.device, options.dtype, options.draft or "")
 
 
 def target_threads(options: StackOptions) -> int:
@@ -186,14 +187,7 @@ def target_threads(options: StackOptions) -> int:
     return options.target_threads or share_of_cores(num_cores(), drafting=True)[0]
 
 
-async def make_wrong_drafter(source: str, folder: str) -> None:
-    """Writes the model into ``folder``, in a process of its own that takes torch with it. Raises `CommandFailed`."""
-    process = await start_module("outrider.bench.wrong_drafter", source, folder)
-    try:
-        await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise CommandFailed(f"no drafter could be made in the shape of {source}; the messages are above")
+def _described(title: str, condition: Condition) -> str:
+    if condition.wanted_acceptance is not None:
+        return f"{title} with acceptance {condition.wanted_acceptance:g}"
+    return f"{title}, {condition.one_way_latency_ms:g} ms away" if condition.one_way_latency_ms else title

@@ -11,12 +11,19 @@ from outrider.client import Client, Event, Speculation, SpeculationStats, Tokens
 
 OUTRIDER: Final = "outrider"
 PLAIN: Final = "plain"
+TURNS: Final = "turns"
 TRANSFORMERS_PLAIN: Final = "transformers-plain"
+TRANSFORMERS_ASSISTED: Final = "transformers-assisted"
+TRANSFORMERS_LOOKUP: Final = "transformers-lookup"
 WRONG_DRAFTER: Final = "outrider-wrong-drafter"
 NO_DRAFTER: Final = "outrider-no-drafter"
 
-SYSTEMS: Final = (OUTRIDER, PLAIN, TRANSFORMERS_PLAIN, WRONG_DRAFTER, NO_DRAFTER)
-"""All that can be measured. Still to come: turns, transformers-assisted, transformers-lookup."""
+TRANSFORMERS: Final = (TRANSFORMERS_LOOKUP, TRANSFORMERS_ASSISTED, TRANSFORMERS_PLAIN)
+
+SYSTEMS: Final = (OUTRIDER, PLAIN, TURNS, *TRANSFORMERS, WRONG_DRAFTER, NO_DRAFTER)
+"""All that can be measured, besides outrider with a fixed K (`fixed_k_name`)."""
+
+_FIXED: Final = "outrider-fixed-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,26 @@ class ServedSystem:
         (first_s, num_first), (last_s, _) = arrivals[0], arrivals[-1]
         stats = None if self.speculation.disabled else completion.speculation
         return Run(completion.token_ids, first_s, num_first, last_s, stats)
+
+
+def fixed_k_name(k: int) -> str:
+    """The name of outrider under the policy ``fixed``."""
+    return f"{_FIXED}{k}"
+
+
+def fixed_k(name: str) -> int | None:
+    """The K in such a name; None for any other system."""
+    return int(name.removeprefix(_FIXED)) if name.startswith(_FIXED) else None
+
+
+def served_system(name: str, client: Client) -> ServedSystem:
+    """The way of decoding that the name says, through this front door."""
+    k = fixed_k(name)
+    if k is not None:
+        return ServedSystem(name, client, Speculation(policy="fixed", k=k))
+    if name == TURNS:
+        return ServedSystem(name, client, Speculation(turns=True))
+    return plain_system(client) if name == PLAIN else speculative_system(name, client)
 
 
 def speculative_system(name: str, client: Client) -> ServedSystem:

@@ -12,8 +12,17 @@ from rich.console import Console
 
 from outrider.bench.figures import figures_of
 from outrider.bench.machine import machine
+from outrider.bench.plot import check_plotting, plot_cells
 from outrider.bench.progress import BenchProgress
-from outrider.bench.report import cells_table, equality_line, figures_table, memory_line, report
+from outrider.bench.report import (
+    best_k_lines,
+    cells_tables,
+    equality_line,
+    figures_table,
+    ideal_lines,
+    memory_line,
+    report,
+)
 from outrider.bench.settings import BenchSettings
 from outrider.bench.stages import Bench, Results, target_threads
 from outrider.failures import BadUsage, CommandFailed
@@ -30,13 +39,18 @@ def bench(settings: BenchSettings, config: Path | None = None) -> None:
     and prints medians with their quartiles. Leave the machine alone meanwhile.
     """
     if settings.as_json is not None:
-        _check_writable(settings.as_json)
+        _check_writable("json", settings.as_json)
+    if settings.plot is not None:
+        _check_writable("plot", settings.plot)
+        check_plotting()
     options = stack_options(settings, config)
     found_machine = machine()  # before we make it busy ourselves
     results = asyncio.run(_bench(settings, options))
     if settings.as_json is not None:
         whole = report(results, found_machine, _pair(options), _settings(settings), _command_line())
         settings.as_json.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if settings.plot is not None:
+        plot_cells(results.cells, settings.plot)
     _show(results)
     if results.differences:
         count, first = len(results.differences), results.differences[0]
@@ -53,11 +67,13 @@ async def _bench(settings: BenchSettings, options: StackOptions) -> Results:
 
 def _show(results: Results) -> None:
     console = Console(highlight=False)
-    console.print(cells_table(results.cells))
+    for table in cells_tables(results.cells):
+        console.print(table, "")
     figures = figures_of(results.cells, results.memory)
     if figures:
         console.print(figures_table(figures))
-    console.print(equality_line(results), soft_wrap=True)
+    for line in (*ideal_lines(results.cells), *best_k_lines(results.cells), equality_line(results)):
+        console.print(line, soft_wrap=True)
     if results.memory is not None:
         console.print(memory_line(results.memory), soft_wrap=True)
 
@@ -86,6 +102,11 @@ def _settings(settings: BenchSettings) -> dict[str, object]:
         "prompts": settings.num_prompts,
         "max_tokens": settings.num_tokens,
         "repeats": settings.num_repeats,
+        "concurrency": settings.concurrency_list,
+        "latencies": settings.latency_list,
+        "temperatures": settings.temperature_list,
+        "acceptances": settings.acceptance_list,
+        "fixed_ks": settings.fixed_k_list,
     }
 
 
@@ -93,10 +114,10 @@ def _command_line() -> str:
     return shlex.join(["outrider", *sys.argv[1:]])
 
 
-def _check_writable(file: Path) -> None:
+def _check_writable(flag: str, file: Path) -> None:
     """Minutes of measuring must not end in a file that cannot be written. Raises `BadUsage`."""
     try:
         with file.open("a"):
             pass
     except OSError as error:
-        raise BadUsage(f"--json {file}: {error.strerror}") from None
+        raise BadUsage(f"--{flag} {file}: {error.strerror}") from None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from outrider.bench.cells import Cell, cells_of
 from outrider.bench.estimates import Estimate, median_of
-from outrider.bench.figures import figures_of
-from outrider.bench.machine import Memory, resident_bytes
+from outrider.bench.figures import best_fixed, figures_of
+from outrider.bench.ideal import BareSteps, Ideal, mean_acceptance_length
+from outrider.bench.machine import Memory, cpu_seconds, resident_bytes
 from outrider.bench.measure import (
     Block,
     Condition,
@@ -23,23 +24,33 @@ from outrider.bench.measure import (
     in_turn,
     measure,
     num_rounds,
+    repeats_for,
 )
-from outrider.bench.report import cells_table, equality_line, figures_table, report
+from outrider.bench.plan import NONE, PAIR, SYNTHETIC, WRONG, Stage, stages_for
+from outrider.bench.plot import plot_cells
+from outrider.bench.report import best_k_lines, cells_tables, equality_line, figures_table, ideal_lines, report
 from outrider.bench.settings import BenchSettings
-from outrider.bench.stages import Results, conditions, read_prompts, stages_for
+from outrider.bench.stages import Results, read_prompts, stage_options
 from outrider.bench.systems import (
     NO_DRAFTER,
     OUTRIDER,
     PLAIN,
     SYSTEMS,
+    TRANSFORMERS,
+    TRANSFORMERS_ASSISTED,
     TRANSFORMERS_PLAIN,
+    TURNS,
     WRONG_DRAFTER,
     Run,
     System,
     Task,
+    fixed_k,
+    fixed_k_name,
+    served_system,
 )
-from outrider.client import SpeculationStats
+from outrider.client import Client, Speculation, SpeculationStats
 from outrider.failures import BadUsage, CommandFailed
+from outrider.launcher import StackOptions
 from outrider.options import load_settings
 
 GREEDY = Condition(concurrency=1, temperature=0)
@@ -234,23 +245,81 @@ async def test_figures() -> None:
     figures = {figure.name: figure for figure in figures_of(await measured(), memory)}
 
     assert {name: (round(figure.value, 3), figure.holds) for name, figure in figures.items()} == {
-        "acceptance_rate": (0.8, True),
         "speedup": (2.5, True),
+        "acceptance_rate": (0.8, True),
         "ttft_ratio": (0.4, True),
         "plain_vs_transformers": (0.9, False),
         "wrong_drafter_ratio": (1, True),
         "no_drafter_ratio": (1, True),
+        "worst_concurrency": (2.5, True),
         "memory_ratio": (1.5, True),
     }
-    assert figures["speedup"].needed == ">= 2"
+    assert figures["speedup"].needed == ">= 2.5"
     assert figures["memory_ratio"].spread is None
 
 
-async def test_no_figure_from_sampling_or_batches() -> None:
+async def test_sampling_and_batches_have_figures_of_their_own() -> None:
     systems = [Scripted(OUTRIDER, [1], stats(1, 1, 1)), Scripted(PLAIN, [1])]
 
-    for condition in (Condition(1, 0.8), Condition(2, 0)):
-        assert figures_of(cells_of(await run_block(systems, condition)), None) == []
+    def names(cells: Sequence[Cell]) -> list[str]:
+        return [figure.name for figure in figures_of(cells, None)]
+
+    assert names(cells_of(await run_block(systems, Condition(1, 0.8)))) == ["speedup_sampling", "worst_concurrency"]
+    assert names(cells_of(await run_block(systems, Condition(2, 0)))) == ["worst_concurrency"]
+    assert names(cells_of(await run_block(systems, Condition(1, 0, 20)))) == ["worst_latency"]
+    assert names(cells_of(await run_block(systems, Condition(1, 0.8, 0, 0.5)))) == ["worst_acceptance"]
+
+
+async def test_outrider_is_compared_with_every_other_system_round_by_round() -> None:
+    names = (TRANSFORMERS_ASSISTED, TURNS, OUTRIDER, PLAIN, fixed_k_name(2), fixed_k_name(4))
+    seconds = (1.6, 1.2, 1, 2, 0.9, 1.5)
+    systems = [Scripted(name, [taken]) for name, taken in zip(names, seconds, strict=True)]
+
+    cells = cells_of(await run_block(systems))
+
+    figures = {figure.name: figure for figure in figures_of(cells, None)}
+    assert (figures["over_turns"].value, figures["over_turns"].holds) == (pytest.approx(1.2), False)
+    assert (figures["over_assisted"].value, figures["over_assisted"].holds) == (pytest.approx(1.6), True)
+    assert (figures["over_best_k"].value, figures["over_best_k"].holds) == (pytest.approx(0.9), False)
+    [mine] = [cell for cell in cells if cell.system == OUTRIDER]
+    assert best_fixed(mine) == (fixed_k_name(2), Estimate(*[pytest.approx(0.9)] * 3))
+    assert best_k_lines(cells) == ["Slower than outrider-fixed-2 (temperature 0): 0.90 (0.90-0.90) of its tokens/s."]
+    assert [cell.system for cell in cells if cell.ratios] == [OUTRIDER]
+
+
+async def test_the_ideal_is_what_decoding_is_held_against() -> None:
+    block = await run_block([Scripted(OUTRIDER, [1]), Scripted(PLAIN, [2])])  # 9 tokens after the first, in 0.9 s
+    ideal = Ideal(6, 4.0, BareSteps(plain_s=0.1, verify_s=0.2))
+
+    cells = cells_of(replace(block, ideal=ideal))
+
+    assert [cell.ratio_to_ideal for cell in cells] == [Estimate(*[pytest.approx(0.5)] * 3), None]
+    [figure] = [figure for figure in figures_of(cells, None) if figure.name == "of_ideal_0ms"]
+    assert (figure.value, figure.holds) == (pytest.approx(0.5), False)
+    [line] = ideal_lines(cells)
+    assert line.startswith("Ideal (temperature 0): 20 tokens/s, 4.00 per step of 200.00 ms with K = 6; reached 0.50")
+
+
+def test_acceptance_lengths_at_full_k() -> None:
+    yes, no = True, False
+    assert mean_acceptance_length([[yes] * 9], 2) == 3
+    assert mean_acceptance_length([[no] * 9], 2) == 1
+    assert mean_acceptance_length([[yes, yes, no, yes, no, no, yes]], 3) == pytest.approx((3 + 2) / 2)
+    with pytest.raises(ValueError, match="K = 4"):
+        mean_acceptance_length([[yes] * 4], 4)
+
+
+async def test_the_coordinators_time_goes_to_whoever_it_worked_for() -> None:
+    clock = iter([0.0, 0.0] * 4 + [1.0, 1.001, 2.0, 2.0])  # two warm-up rounds, then one of each system
+    systems = [Scripted(OUTRIDER, [1]), Scripted(PLAIN, [1])]
+    work = batches(["a"], GREEDY, 1, 10, 1)
+
+    block = await measure(systems, GREEDY, work, Observer(), lambda: next(clock))
+
+    mine, plain = cells_of(block)
+    assert mine.coordinator_us_per_token is not None
+    assert mine.coordinator_us_per_token.value == pytest.approx(100)
+    assert plain.coordinator_us_per_token is None
 
 
 async def test_the_report_is_json_of_the_agreed_shape() -> None:
@@ -267,42 +336,121 @@ async def test_the_report_is_json_of_the_agreed_shape() -> None:
             *("num_runs", "decode_tokens_per_s"),
         } <= set(cell)
     assert {tuple(figure) for figure in whole["figures"].values()} == {("value", "spread", "needed", "holds")}
-    assert cells_table(results.cells).row_count == len(results.cells)
-    assert figures_table(figures_of(results.cells, memory)).row_count == 7
+    assert sum(table.row_count for table in cells_tables(results.cells)) == len(results.cells)
+    assert figures_table(figures_of(results.cells, memory)).row_count == 8
     assert equality_line(results).startswith("All 12 ")
 
 
-def test_every_system_is_in_one_stage_beside_plain() -> None:
-    found = [name for stage in stages_for(SYSTEMS) for name in stage.systems if name != PLAIN]
-
-    assert sorted(found) == sorted(set(SYSTEMS) - {PLAIN})
-    assert all(PLAIN in stage.systems for stage in stages_for(SYSTEMS))
-    assert [stage.systems for stage in stages_for([NO_DRAFTER])] == [(NO_DRAFTER, PLAIN)]
-    assert [stage.systems for stage in stages_for([PLAIN])] == [(PLAIN,)]
+def planned(**flags: object) -> list[Stage]:
+    return stages_for(load_settings(BenchSettings, "bench", None, flags))
 
 
-def test_transformers_serves_one_at_a_time() -> None:
-    [stage] = stages_for([OUTRIDER, TRANSFORMERS_PLAIN])
+def test_every_system_is_measured_beside_plain() -> None:
+    stages = planned()
 
-    assert stage.running(Condition(1, 0)) == (OUTRIDER, PLAIN, TRANSFORMERS_PLAIN)
-    assert stage.running(Condition(2, 0)) == (OUTRIDER, PLAIN)
+    assert set(SYSTEMS) <= {name for stage in stages for name in stage.systems}
+    assert all(PLAIN in one.systems for stage in stages for one in stage.measurements)
+    assert [stage.systems for stage in planned(systems=NO_DRAFTER, acceptances="", fixed_ks="")][-1] == {
+        NO_DRAFTER,
+        PLAIN,
+    }
+
+
+def test_one_axis_varies_at_a_time() -> None:
+    stages = planned(concurrency="1,4", latencies="0,20", acceptances="0.5", temperatures="0,0.8")
+
+    found = [(stage.title, [one.condition for one in stage.measurements]) for stage in stages]
+    single = [Condition(1, 0), Condition(1, 0.8)]
+    assert found == [
+        (PAIR, [*single, Condition(4, 0)]),
+        (PAIR, [Condition(1, 0, 20)]),
+        (SYNTHETIC, [Condition(1, 0.8, 0, 0.5)]),
+        (WRONG, single),
+        (NONE, single),
+    ]
+
+
+def test_transformers_serves_one_at_a_time_and_nearby() -> None:
+    base, *others = planned(systems=f"{OUTRIDER},{TRANSFORMERS_PLAIN}", concurrency="1,2", fixed_ks="4")
+
+    assert base.measurements[0].systems == (TRANSFORMERS_PLAIN, OUTRIDER, PLAIN, fixed_k_name(4))
+    elsewhere = [*base.measurements[2:], *(one for stage in others for one in stage.measurements)]
+    assert all(not set(one.systems) & set(TRANSFORMERS) for one in elsewhere)
+
+
+def test_quick_is_one_stage() -> None:
+    [stage] = planned(quick=True)
+
+    expected = {OUTRIDER, PLAIN, TURNS, *TRANSFORMERS}
+    assert [(one.condition, set(one.systems)) for one in stage.measurements] == [
+        (Condition(1, 0), expected),
+        (Condition(1, 0.8), expected),
+    ]
+
+
+def test_each_stage_has_its_own_deployment() -> None:
+    options, folder = StackOptions("target", "draft"), Path("made")
+    stages = planned(latencies="0,20", acceptances="0.5")
+
+    near, far, synthetic, wrong, none = (stage_options(options, stage, folder) for stage in stages)
+
+    assert near == options
+    assert far == replace(options, draft_latency_ms=20)
+    assert synthetic == replace(options, target="made/target-0.5", draft="made/draft")
+    assert wrong == replace(options, draft="made/wrong")
+    assert none == replace(options, draft=None)
+
+
+def test_names_say_how_to_speculate() -> None:
+    client = Client("nowhere:1")
+    assert served_system(PLAIN, client).speculation == Speculation(disabled=True)
+    assert served_system(OUTRIDER, client).speculation == Speculation()
+    assert served_system(TURNS, client).speculation == Speculation(turns=True)
+    assert served_system(fixed_k_name(3), client).speculation == Speculation(policy="fixed", k=3)
+    assert (fixed_k(fixed_k_name(3)), fixed_k(OUTRIDER)) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "num_prompts", "wanted", "repeats"), [(1, 3, 1, 1), (2, 12, 1, 1), (32, 12, 1, 4), (8, 12, 3, 3)]
+)
+def test_batches_are_enough_for_a_median(concurrency: int, num_prompts: int, wanted: int, repeats: int) -> None:
+    assert repeats_for(concurrency, num_prompts, wanted) == repeats
+
+
+async def test_the_plot_is_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    systems = [Scripted(OUTRIDER, [0.5]), Scripted(PLAIN, [1])]
+    conditions = [GREEDY, Condition(1, 0.8), Condition(4, 0), Condition(1, 0, 5), Condition(1, 0.8, 0, 0.5)]
+    cells = [cell for one in conditions for cell in cells_of(await run_block(systems, one))]
+
+    plot_cells(cells, tmp_path / "cells.png")
+
+    assert (tmp_path / "cells.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_settings_hold_lists_and_quick_defaults() -> None:
     settings = load_settings(BenchSettings, "bench", None, {"concurrency": "1, 4", "quick": True, "repeats": 3})
 
-    assert [(c.concurrency, c.temperature) for c in conditions(settings)] == [(1, 0), (4, 0), (1, 0.8), (4, 0.8)]
-    assert settings.system_list == SYSTEMS
+    assert (settings.concurrency_list, settings.latency_list) == ((1, 4), (0,))
+    assert (settings.acceptance_list, settings.fixed_k_list) == ((), ())
+    assert settings.system_list == tuple(name for name in SYSTEMS if name not in (WRONG_DRAFTER, NO_DRAFTER))
     assert (settings.num_prompts, settings.num_tokens, settings.num_repeats) == (3, 48, 3)
+
+
+def test_processor_time_is_read_from_proc() -> None:
+    stat = "7 (a (b) c) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 9 0 1"
+    assert cpu_seconds(stat, ticks_per_s=100) == 3
 
 
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
         ("systems", "outrider,warp"),
-        ("systems", ","),
         ("concurrency", "0"),
         ("concurrency", "many"),
+        ("latencies", "-1"),
+        ("acceptances", "1.5"),
+        ("fixed_ks", "0"),
         ("temperatures", "-1"),
         ("temperatures", "nan"),
         ("max_tokens", 1),
