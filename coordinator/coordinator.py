@@ -22,6 +22,7 @@ from coordinator.placement import Placement
 from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, validate
 from coordinator.session import DraftLink, Session, TargetLink
 from coordinator.settings import CoordinatorSettings
+from coordinator.traffic import Traffic
 from coordinator.vocabulary import ServedModel, check_same_vocabulary
 from rpc.codec import DraftFrame
 from rpc.errors import Cancelled, ModelMismatch, OutriderError, Unavailable
@@ -49,16 +50,23 @@ class Deployment:
     num_drafters: int
     policy: str
     max_k: int
+    traffic: Traffic
+    """Live: it goes on counting."""
 
 
 class Coordinator:
     """Serves one model from any number of target and draft workers. Belongs to one event loop."""
 
     def __init__(
-        self, settings: CoordinatorSettings, targets: Sequence[TargetClient], drafts: Sequence[DraftClient]
+        self,
+        settings: CoordinatorSettings,
+        targets: Sequence[TargetClient],
+        drafts: Sequence[DraftClient],
+        traffic: Traffic | None = None,
     ) -> None:
-        """Owns the clients from now on. Nothing is connected before `start`."""
+        """Owns the clients from now on, which count into ``traffic``. Nothing is connected before `start`."""
         self._settings = settings
+        self._traffic = traffic or Traffic()
         self._model: ServedModel | None = None
         self._model_known = asyncio.Event()
         self._detokenizer: Callable[[], Detokenizer]  # known with the model
@@ -130,6 +138,7 @@ class Coordinator:
             num_drafters=len(drafts),
             policy=self._settings.policy,
             max_k=self._settings.max_k,
+            traffic=self._traffic,
         )
 
     @property
@@ -252,6 +261,7 @@ class Coordinator:
 
     def _on_target_frame(self, link: TargetLink, frame: TargetFrame) -> None:
         if frame.step is not None:
+            self._traffic.num_target_steps += 1
             self._costs[link.name].observe(frame.step)
         load, now_s = Load(len(link.sessions)), time.monotonic()
         for session_id, event in frame.items:

@@ -17,6 +17,7 @@ from typing import Generic, Protocol, TypeAlias
 import grpc
 
 from coordinator.clients import CommandT, DraftClient, FrameT, OnLost, TargetClient
+from coordinator.traffic import FrameCount
 from protos import common_pb2, draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
 from rpc import codec
 from rpc.channel import open_channel
@@ -60,23 +61,35 @@ _DRAFT_WIRE: _Wire[DraftCommand, DraftFrame] = _Wire(
 )
 
 
-def grpc_target_client(address: str, timeout_s: float, cache: TokenizerCache) -> TargetClient:
-    """``timeout_s`` is for each step of connecting. Must be made on the event loop."""
-    return GrpcClient(address, timeout_s, cache, _TARGET_WIRE)
+def grpc_target_client(
+    address: str, timeout_s: float, cache: TokenizerCache, frames: FrameCount | None = None
+) -> TargetClient:
+    """``timeout_s`` is for each step of connecting; ``frames`` are counted. Must be made on the event loop."""
+    return GrpcClient(address, timeout_s, cache, _TARGET_WIRE, frames or FrameCount())
 
 
-def grpc_draft_client(address: str, timeout_s: float, cache: TokenizerCache) -> DraftClient:
-    """``timeout_s`` is for each step of connecting. Must be made on the event loop."""
-    return GrpcClient(address, timeout_s, cache, _DRAFT_WIRE)
+def grpc_draft_client(
+    address: str, timeout_s: float, cache: TokenizerCache, frames: FrameCount | None = None
+) -> DraftClient:
+    """``timeout_s`` is for each step of connecting; ``frames`` are counted. Must be made on the event loop."""
+    return GrpcClient(address, timeout_s, cache, _DRAFT_WIRE, frames or FrameCount())
 
 
 class GrpcClient(Generic[CommandT, FrameT]):
     """A `WorkerClient` over one channel, which reconnects by itself."""
 
-    def __init__(self, address: str, timeout_s: float, cache: TokenizerCache, wire: _Wire[CommandT, FrameT]) -> None:
+    def __init__(
+        self,
+        address: str,
+        timeout_s: float,
+        cache: TokenizerCache,
+        wire: _Wire[CommandT, FrameT],
+        frames: FrameCount,
+    ) -> None:
         self._address = address
         self._timeout_s = timeout_s
         self._tokenizers = cache
+        self._frames = frames
         self._channel = open_channel(address)
         self._stub = wire.make_stub(self._channel)
         self._stream = self._channel.stream_stream(
@@ -116,7 +129,7 @@ class GrpcClient(Generic[CommandT, FrameT]):
             if isinstance(error, TimeoutError):
                 raise Unavailable(f"{self._address}: no answer within {self._timeout_s:g} s") from error
             raise
-        return GrpcConnection(call, on_frame, on_lost)
+        return GrpcConnection(call, on_frame, on_lost, self._frames)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -130,8 +143,10 @@ class GrpcConnection(Generic[CommandT, FrameT]):
         call: grpc.aio.StreamStreamCall[Sequence[tuple[SessionId, CommandT]], FrameT],
         on_frame: Callable[[FrameT], None],
         on_lost: OnLost,
+        frames: FrameCount,
     ) -> None:
         self._call = call
+        self._frames = frames
         self._on_frame = on_frame
         self._on_lost = on_lost
         self._pending: list[tuple[SessionId, CommandT]] = []
@@ -150,6 +165,7 @@ class GrpcConnection(Generic[CommandT, FrameT]):
     async def _read(self) -> None:
         try:
             async for frame in self._call:
+                self._frames.num_received += 1
                 self._on_frame(frame)
             self._lose(None)
         except grpc.aio.AioRpcError as error:
@@ -162,6 +178,7 @@ class GrpcConnection(Generic[CommandT, FrameT]):
                 await self._wake.wait()
                 self._wake.clear()
                 items, self._pending = self._pending, []
+                self._frames.num_sent += 1
                 await self._call.write(items)
 
     def _lose(self, error: Exception | None) -> None:

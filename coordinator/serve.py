@@ -9,6 +9,7 @@ from coordinator.delay import DelayedClient
 from coordinator.grpc_clients import TokenizerCache, grpc_draft_client, grpc_target_client
 from coordinator.servicer import GENERATION_SERVICE, GenerationServicer
 from coordinator.settings import CoordinatorSettings
+from coordinator.traffic import Traffic
 from protos import generation_pb2_grpc
 from rpc.server import OnStatus, RpcServer, Status, serve_until_stopped, stop_on_signals
 
@@ -35,14 +36,12 @@ async def serve(settings: CoordinatorSettings, on_status: OnStatus, stop: asynci
 
 def _make_coordinator(settings: CoordinatorSettings) -> Coordinator:
     tokenizers: TokenizerCache = {}
-    drafts = [grpc_draft_client(address, settings.connect_timeout_s, tokenizers) for address in settings.drafts]
+    traffic, timeout_s = Traffic(), settings.connect_timeout_s
+    targets = [grpc_target_client(address, timeout_s, tokenizers, traffic.target) for address in settings.targets]
+    drafts = [grpc_draft_client(address, timeout_s, tokenizers, traffic.draft) for address in settings.drafts]
     if settings.draft_latency_ms:
         drafts = [DelayedClient(client, settings.draft_latency_ms / 1000) for client in drafts]
-    return Coordinator(
-        settings,
-        [grpc_target_client(address, settings.connect_timeout_s, tokenizers) for address in settings.targets],
-        drafts,
-    )
+    return Coordinator(settings, targets, drafts, traffic)
 
 
 async def _start_unless_stopped(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from coordinator.coordinator import Deployment
 from coordinator.events import FinishedEvent, GenerateEvent, StartedEvent, TokensEvent
 from coordinator.requests import GenerateRequest, SpeculationOptions
+from coordinator.traffic import Traffic
 from protos import generation_pb2
 from rpc.errors import InvalidRequest, OutriderError
 
@@ -117,4 +118,15 @@ def deployment_to_proto(deployment: Deployment) -> generation_pb2.ServedModel:
         num_drafters=deployment.num_drafters,
         policy=deployment.policy,
         max_k=deployment.max_k,
+        traffic=_traffic_to_proto(deployment.traffic),
+    )
+
+
+def _traffic_to_proto(traffic: Traffic) -> generation_pb2.Traffic:
+    return generation_pb2.Traffic(
+        num_target_steps=traffic.num_target_steps,
+        num_frames_to_targets=traffic.target.num_sent,
+        num_frames_from_targets=traffic.target.num_received,
+        num_frames_to_drafters=traffic.draft.num_sent,
+        num_frames_from_drafters=traffic.draft.num_received,
     )

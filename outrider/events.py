@@ -120,6 +120,17 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """Frames between the coordinator and its workers since it started."""
+
+    num_target_steps: int = 0
+    num_frames_to_targets: int = 0
+    num_frames_from_targets: int = 0
+    num_frames_to_drafters: int = 0
+    num_frames_from_drafters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
     """What the deployment serves now."""
 
@@ -132,6 +143,7 @@ class ServedModel:
     num_drafters: int
     policy: str
     max_k: int
+    traffic: Traffic = Traffic()
 
 
 def collect(events: Sequence[Event]) -> Completion:
@@ -210,4 +222,11 @@ def served_model_from_proto(model: pb.ServedModel) -> ServedModel:
         num_drafters=model.num_drafters,
         policy=model.policy,
         max_k=model.max_k,
+        traffic=Traffic(
+            num_target_steps=model.traffic.num_target_steps,
+            num_frames_to_targets=model.traffic.num_frames_to_targets,
+            num_frames_from_targets=model.traffic.num_frames_from_targets,
+            num_frames_to_drafters=model.traffic.num_frames_to_drafters,
+            num_frames_from_drafters=model.traffic.num_frames_from_drafters,
+        ),
     )

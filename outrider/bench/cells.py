@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Final
 
+from outrider.bench.coordinator_work import CoordinatorWork
 from outrider.bench.estimates import Estimate, median_of
 from outrider.bench.ideal import Ideal
 from outrider.bench.measure import Block, Condition, Round
@@ -51,6 +53,8 @@ class Cell:
     """Misses after which a branch was there already, over all misses; None if nobody counts them."""
     coordinator_us_per_token: Estimate | None
     """Processor time of the coordinator, over the rounds; the clock's tick is 10 ms."""
+    frames_per_step: tuple[float, float] | None
+    """To and from the target for each of its steps, over all rounds."""
     ideal: Ideal | None
     """Only for outrider, one request at a time on the pair."""
 
@@ -97,6 +101,7 @@ def _cell(system: str, block: Block) -> Cell:
         drafted_per_committed=_drafted_per_committed(stats, runs),
         caught_share=_caught_share(stats),
         coordinator_us_per_token=_median(rounds, _coordinator_us_per_token),
+        frames_per_step=_frames_per_step(rounds),
         ideal=block.ideal if system == OUTRIDER else None,
     )
 
@@ -122,7 +127,12 @@ def _caught_share(stats: Sequence[SpeculationStats]) -> float | None:
 
 
 def _coordinator_us_per_token(round_: Round) -> float | None:
-    return 1e6 * round_.coordinator_cpu_s / round_.num_tokens if round_.coordinator_cpu_s is not None else None
+    return 1e6 * round_.coordinator_work.cpu_s / round_.num_tokens if round_.coordinator_work is not None else None
+
+
+def _frames_per_step(rounds: Sequence[Round]) -> tuple[float, float] | None:
+    works = [round_.coordinator_work for round_ in rounds if round_.coordinator_work is not None]
+    return reduce(CoordinatorWork.plus, works).frames_per_step if works else None
 
 
 def acceptance_rate(stats: Sequence[SpeculationStats]) -> Estimate | None:

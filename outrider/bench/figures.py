@@ -120,7 +120,7 @@ _RULES: Final = (
 
 def figures_of(cells: Sequence[Cell], memory: Memory | None) -> list[Figure]:
     """Every figure that was measured."""
-    return [*_single(cells), *_worst(cells), *_best_k(cells), *_coordinator(cells), *_memory(memory)]
+    return [*_single(cells), *_worst(cells), *_best_k(cells), *_coordinator(cells), *_frames(cells), *_memory(memory)]
 
 
 def best_fixed(cell: Cell) -> tuple[str, Estimate] | None:
@@ -173,6 +173,16 @@ def _coordinator(cells: Iterable[Cell]) -> Iterator[Figure]:
         if cell.system == OUTRIDER and cell.condition.concurrency == BUSY and cost is not None:
             meaning = f"coordinator, µs per token, {BUSY} at a time"
             yield Figure("coordinator_us_per_token", meaning, cost.value, cost.spread, "<=", 100)
+
+
+def _frames(cells: Iterable[Cell]) -> Iterator[Figure]:
+    mine = [(cell.frames_per_step, cell) for cell in cells if cell.system == OUTRIDER]
+    known = [(frames, cell) for frames, cell in mine if frames is not None]
+    for way, direction in enumerate(("to", "from")):
+        if known:
+            frames, cell = max(known, key=lambda one: one[0][way])
+            meaning = f"frames {direction} the target per step, worst: {described(cell.condition)}"
+            yield Figure(f"frames_{direction}_target", meaning, frames[way], None, "<=", 1)
 
 
 def _memory(memory: Memory | None) -> Iterator[Figure]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
+from outrider.bench.coordinator_work import CoordinatorWork, WorkMeter, no_meter
 from outrider.bench.ideal import Ideal
 from outrider.bench.systems import PLAIN, Run, System, Task
 
@@ -21,7 +22,7 @@ ItemT = TypeVar("ItemT")
 _WARM_UP_ROUNDS: Final = 2
 _WARM_UP_SEEDS: Final = 500_000
 
-MIN_BATCHES: Final = 4
+MIN_BATCHES: Final = 3
 """Batches under one condition with several requests at a time: a median of fewer pairs says little."""
 
 
@@ -43,8 +44,8 @@ class Round:
 
     tasks: tuple[Task, ...]
     runs: tuple[Run, ...]
-    coordinator_cpu_s: float | None = None
-    """What the coordinator's process computed meanwhile; None if it cannot be told, or served nothing."""
+    coordinator_work: CoordinatorWork | None = None
+    """What the coordinator did meanwhile; None if it cannot be told, or served nothing."""
 
     @property
     def num_tokens(self) -> int:
@@ -167,20 +168,20 @@ async def measure(
     condition: Condition,
     work: Sequence[tuple[Task, ...]],
     observer: Observer,
-    cpu_s: Callable[[], float | None] = lambda: None,
+    meter: WorkMeter = no_meter,
 ) -> Block:
     """Warms every system up, then runs all batches. ``systems`` holds plain; put it where all others are near it.
 
     Tokens are compared with plain's as it goes; a difference is told to the observer at once and ends nothing.
-    ``cpu_s`` tells the processor time of the coordinator so far.
+    ``meter`` tells what the coordinator has done so far.
     """
     for batch in itertools.islice(itertools.cycle(work), _WARM_UP_ROUNDS):
-        await _round(systems, [_warm_up(task) for task in batch], condition, observer, cpu_s)
+        await _round(systems, [_warm_up(task) for task in batch], condition, observer, meter)
     rounds: dict[str, list[Round]] = {system.name: [] for system in systems}
     compared = [s for s in systems if s.name != PLAIN and s.must_equal_plain(condition.temperature)]
     differences: list[Difference] = []
     for index, batch in enumerate(work):
-        results = await _round(in_turn(systems, index), batch, condition, observer, cpu_s)
+        results = await _round(in_turn(systems, index), batch, condition, observer, meter)
         for system in compared:
             found = compare(system.name, results[system.name], results[PLAIN])
             for difference in found:
@@ -201,17 +202,18 @@ async def _round(
     tasks: Sequence[Task],
     condition: Condition,
     observer: Observer,
-    cpu_s: Callable[[], float | None],
+    meter: WorkMeter,
 ) -> dict[str, Round]:
     """The same batch for each system, one system after the other."""
     results: dict[str, Round] = {}
     for system in systems:
         observer.begins(system.name, condition)
-        before_s = cpu_s()
+        before = await meter()
         runs = await _together(system, tasks)
-        after_s = cpu_s()
-        spent_s = after_s - before_s if before_s is not None and after_s is not None else None
-        results[system.name] = Round(tuple(tasks), runs, spent_s or None)
+        after = await meter()
+        work = after.since(before) if before is not None and after is not None else None
+        served = work is not None and work.num_target_steps > 0
+        results[system.name] = Round(tuple(tasks), runs, work if served else None)
         observer.ends()
     return results
 

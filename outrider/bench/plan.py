@@ -91,7 +91,7 @@ def _synthetic_stage(settings: BenchSettings, acceptance: float) -> Stage:
 def _simple_stage(settings: BenchSettings, title: str, name: str) -> Stage:
     systems = _chosen((name, PLAIN), settings.system_list)
     conditions = [Condition(settings.concurrency_list[0], temperature) for temperature in settings.temperature_list]
-    return Stage(title, tuple(Measurement(one, systems, settings.num_repeats) for one in conditions))
+    return Stage(title, tuple(Measurement(one, systems, 1) for one in conditions))
 
 
 def _pair_systems(settings: BenchSettings, condition: Condition) -> tuple[str, ...]:

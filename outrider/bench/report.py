@@ -17,6 +17,7 @@ from outrider.bench.measure import Condition
 from outrider.bench.stages import Results
 from outrider.bench.systems import OUTRIDER, PLAIN, SYSTEMS
 
+_WAYS: Final = ("to_target", "from_target")
 _SYSTEM_WIDTH: Final = max(map(len, SYSTEMS))
 _CELL_COLUMNS: Final = (
     "tokens\n/s",
@@ -74,6 +75,7 @@ def cell_object(cell: Cell) -> dict[str, object]:
         "drafted_per_committed": cell.drafted_per_committed,
         "caught_share": cell.caught_share,
         "coordinator_us_per_token": _value(cell.coordinator_us_per_token),
+        "frames_per_step": cell.frames_per_step and dict(zip(_WAYS, cell.frames_per_step, strict=True)),
         **_ideal_object(cell),
         "num_runs": cell.num_runs,
     }

@@ -30,9 +30,10 @@ class BenchSettings(StackSettings):
     prompts: int | None = Field(default=None, ge=1)
     """Held-out prompts to complete. Unset: 12, or 3 with --quick."""
     max_tokens: int | None = Field(default=None, ge=2)
-    """Tokens of each completion; half as many with several at a time. Unset: 128, or 48 with --quick."""
+    """Tokens of each completion; half as many with several at a time, and of synthetic pairs. Unset: 128, or 48 with
+    --quick."""
     repeats: int | None = Field(default=None, ge=1, le=1000)
-    """Times that every prompt is completed by every system, one request at a time and no latency; everywhere else once.
+    """Times that every prompt is completed on the pair, one request at a time and no latency; everywhere else once.
     Unset: 2, or 1 with --quick."""
     systems: str = ""
     """What to measure; plain decoding always runs beside it. Empty: all, with --quick those that use the pair."""
@@ -45,7 +46,7 @@ class BenchSettings(StackSettings):
     temperatures: str = "0,0.8"
     """Temperatures; 0 is greedy."""
     acceptances: str | None = None
-    """Acceptance rates, each by a synthetic pair, at the last temperature. "" is none. Unset: six from 0 to 0.95, or
+    """Acceptance rates, each by a synthetic pair, at the last temperature. "" is none. Unset: five from 0 to 0.95, or
     none with --quick."""
     fixed_ks: str | None = None
     """Ks to compare the policy with, everywhere. "" is none. Unset: 1,2,4,6,8, or none with --quick."""
@@ -128,7 +129,7 @@ class BenchSettings(StackSettings):
 
     @property
     def acceptance_list(self) -> tuple[float, ...]:
-        unset = () if self.quick else (0.0, 0.3, 0.5, 0.7, 0.85, 0.95)
+        unset = () if self.quick else (0.0, 0.3, 0.6, 0.8, 0.95)
         return unset if self.acceptances is None else _some(self.acceptances, float)
 
     @property

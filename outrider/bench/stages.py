@@ -17,6 +17,7 @@ from typing import Final
 from coordinator.settings import CoordinatorSettings
 from outrider.bench.bare_pair import BarePair
 from outrider.bench.cells import Cell, cells_of
+from outrider.bench.coordinator_work import CoordinatorWork
 from outrider.bench.json_process import run_module
 from outrider.bench.machine import Memory, cpu_seconds_of, memory_of, num_cores
 from outrider.bench.measure import Block, Condition, Difference, Observer, batches, measure, num_rounds, repeats_for
@@ -46,11 +47,17 @@ class _Deployed:
     """A stage's processes, up and ready."""
 
     stack: LocalStack
+    client: Client
     systems: dict[str, System]
     bare: BarePair | None
 
-    def coordinator_cpu_s(self) -> float | None:
-        return cpu_seconds_of(self.stack.pids[COORDINATOR])
+    async def coordinator_work(self) -> CoordinatorWork | None:
+        cpu_s = cpu_seconds_of(self.stack.pids[COORDINATOR])
+        if cpu_s is None:
+            return None
+        traffic = (await self.client.model()).traffic
+        frames = traffic.num_frames_to_targets, traffic.num_frames_from_targets
+        return CoordinatorWork(cpu_s, traffic.num_target_steps, *frames)
 
 
 def read_prompts(path: Path | None) -> list[str]:
@@ -109,7 +116,7 @@ class Bench:
         if bare is not None:
             await bare.time_steps()
         running = [deployed.systems[name] for name in one.systems]
-        block = await measure(running, one.condition, self._batches(one), self._observer, deployed.coordinator_cpu_s)
+        block = await measure(running, one.condition, self._batches(one), self._observer, deployed.coordinator_work)
         if bare is None:
             return block
         await bare.time_steps()
@@ -118,7 +125,8 @@ class Bench:
     def _batches(self, one: Measurement) -> list[tuple[Task, ...]]:
         settings, condition = self._settings, one.condition
         repeats = repeats_for(condition.concurrency, min(settings.num_prompts, len(self._prompts)), one.repeats)
-        max_tokens = settings.num_tokens if condition.concurrency == 1 else max(2, settings.num_tokens // 2)
+        short = condition.concurrency > 1 or condition.wanted_acceptance is not None
+        max_tokens = max(2, settings.num_tokens // 2) if short else settings.num_tokens
         return batches(self._prompts, condition, settings.num_prompts, max_tokens, repeats)
 
     @asynccontextmanager
@@ -136,7 +144,7 @@ class Bench:
                 self._observer.stage("starting transformers")
                 process = await life.enter_async_context(TransformersProcess(transformers_options(options)))
                 systems |= {name: TransformersSystem(name, process) for name in theirs}
-            yield _Deployed(stack, systems, await self._bare_pair(stage, options, life))
+            yield _Deployed(stack, client, systems, await self._bare_pair(stage, options, life))
 
     async def _bare_pair(self, stage: Stage, options: StackOptions, life: AsyncExitStack) -> BarePair | None:
         single = any(one.condition.concurrency == 1 for one in stage.measurements)

@@ -10,6 +10,7 @@ from coordinator.coordinator import Coordinator
 from coordinator.grpc_clients import grpc_draft_client, grpc_target_client
 from coordinator.servicer import GENERATION_SERVICE, GenerationServicer
 from coordinator.settings import CoordinatorSettings
+from coordinator.traffic import Traffic
 from protos import draft_pb2_grpc, generation_pb2, generation_pb2_grpc, target_pb2_grpc
 from rpc.channel import open_channel
 from rpc.server import RpcServer
@@ -108,10 +109,12 @@ async def running_stack(
 
 
 def make_coordinator(settings: CoordinatorSettings) -> Coordinator:
+    traffic = Traffic()
     return Coordinator(
         settings,
-        [grpc_target_client(address, 5.0, {}) for address in settings.targets],
-        [grpc_draft_client(address, 5.0, {}) for address in settings.drafts],
+        [grpc_target_client(address, 5.0, {}, traffic.target) for address in settings.targets],
+        [grpc_draft_client(address, 5.0, {}, traffic.draft) for address in settings.drafts],
+        traffic,
     )
 
 

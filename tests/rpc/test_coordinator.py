@@ -155,6 +155,17 @@ async def test_get_model(stack: Stack) -> None:
     assert list(served.eos_token_ids) == [STOP_TOKEN]
 
 
+async def test_counts_frames_both_ways(stack: Stack) -> None:
+    await collect(stack.stub.Generate(generate_request(max_tokens=20)))
+
+    traffic = (await stack.stub.GetModel(generation_pb2.GetServedModelRequest())).traffic
+
+    assert traffic.num_target_steps == traffic.num_frames_from_targets > 0
+    assert traffic.num_frames_to_targets > 0
+    assert traffic.num_frames_to_drafters > 0
+    assert traffic.num_frames_from_drafters > 0
+
+
 # -- workers come and go --------------------------------------------------------------------------------------------
 
 

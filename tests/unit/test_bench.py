@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from outrider.bench.cells import Cell, cells_of
+from outrider.bench.coordinator_work import CoordinatorWork
 from outrider.bench.estimates import Estimate, median_of
 from outrider.bench.figures import best_fixed, figures_of
 from outrider.bench.ideal import BareSteps, Ideal, mean_acceptance_length
@@ -310,16 +311,24 @@ def test_acceptance_lengths_at_full_k() -> None:
 
 
 async def test_the_coordinators_time_goes_to_whoever_it_worked_for() -> None:
-    clock = iter([0.0, 0.0] * 4 + [1.0, 1.001, 2.0, 2.0])  # two warm-up rounds, then one of each system
+    idle, before = CoordinatorWork(0.0, 0, 0, 0), CoordinatorWork(1.0, 10, 10, 10)
+    moments = iter([*[idle] * 8, before, CoordinatorWork(1.001, 14, 16, 14), before, before])  # warm-up comes first
+
+    async def meter() -> CoordinatorWork:
+        return next(moments)
+
     systems = [Scripted(OUTRIDER, [1]), Scripted(PLAIN, [1])]
     work = batches(["a"], GREEDY, 1, 10, 1)
 
-    block = await measure(systems, GREEDY, work, Observer(), lambda: next(clock))
+    block = await measure(systems, GREEDY, work, Observer(), meter)
 
     mine, plain = cells_of(block)
     assert mine.coordinator_us_per_token is not None
     assert mine.coordinator_us_per_token.value == pytest.approx(100)
-    assert plain.coordinator_us_per_token is None
+    assert mine.frames_per_step == (1.5, 1.0)
+    assert (plain.coordinator_us_per_token, plain.frames_per_step) == (None, None)
+    figures = {figure.name: (figure.value, figure.holds) for figure in figures_of([mine, plain], None)}
+    assert (figures["frames_to_target"], figures["frames_from_target"]) == ((1.5, False), (1.0, True))
 
 
 async def test_the_report_is_json_of_the_agreed_shape() -> None:
@@ -411,7 +420,7 @@ def test_names_say_how_to_speculate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "num_prompts", "wanted", "repeats"), [(1, 3, 1, 1), (2, 12, 1, 1), (32, 12, 1, 4), (8, 12, 3, 3)]
+    ("concurrency", "num_prompts", "wanted", "repeats"), [(1, 3, 1, 1), (2, 12, 1, 1), (32, 12, 1, 3), (8, 12, 3, 3)]
 )
 def test_batches_are_enough_for_a_median(concurrency: int, num_prompts: int, wanted: int, repeats: int) -> None:
     assert repeats_for(concurrency, num_prompts, wanted) == repeats
