@@ -50,7 +50,7 @@ class Cell:
     drafted_per_committed: float | None
     """Tokens that drafters sent for each committed one."""
     caught_share: float | None
-    """Misses after which a branch was there already, over all misses; None if nobody counts them."""
+    """Misses after which a branch was there already, over all misses; None if there were none."""
     coordinator_us_per_token: Estimate | None
     """Processor time of the coordinator, over the rounds; the clock's tick is 10 ms."""
     frames_per_step: tuple[float, float] | None
@@ -121,9 +121,8 @@ def _drafted_per_committed(stats: Sequence[SpeculationStats], runs: Sequence[Run
 
 
 def _caught_share(stats: Sequence[SpeculationStats]) -> float | None:
-    """By the counts of misses and caught ones, where the server reports them."""
-    num_misses = sum(getattr(one, "num_misses", 0) for one in stats)
-    return sum(getattr(one, "num_caught", 0) for one in stats) / num_misses if num_misses else None
+    num_misses = sum(one.num_misses for one in stats)
+    return sum(one.num_caught for one in stats) / num_misses if num_misses else None
 
 
 def _coordinator_us_per_token(round_: Round) -> float | None:
