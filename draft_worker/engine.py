@@ -149,7 +149,7 @@ class DraftEngine:
         if entries:
             self._run(entries)
         busy = self._schedule.has_work(self._sessions.values())
-        return StepResult(self._take_frames(), wait_s=0.0 if busy else None)
+        return StepResult(self._take_frames(self._flush_tokens if busy else 1), wait_s=0.0 if busy else None)
 
     def _run(self, entries: list[DraftEntry[_Session]]) -> None:
         start_s = self._clock()
@@ -198,11 +198,11 @@ class DraftEngine:
         for entry, token_id, runners_up in zip(entries, draws.token_ids, draws.runners_up, strict=True):
             entry.session.drafter.drafted(entry.line, guess_of(token_id, runners_up))
 
-    def _take_frames(self) -> list[EngineOutput]:
-        """One frame for each connection that has news."""
+    def _take_frames(self, flush_tokens: int) -> list[EngineOutput]:
+        """One frame for each connection that has news; nothing waits for what will not be drafted."""
         items: dict[ConnectionId, list[tuple[SessionId, DraftEvent]]] = {}
         for session in self._sessions.values():
-            for proposal in session.drafter.take_proposals(self._flush_tokens):
+            for proposal in session.drafter.take_proposals(flush_tokens):
                 items.setdefault(session.key[0], []).append((session.key[1], proposal))
         for (connection, session_id), error in self._errors:
             items.setdefault(connection, []).append((session_id, error))

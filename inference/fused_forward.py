@@ -15,6 +15,7 @@ The result is that of transformers' layers up to rounding, which `fused_choice` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,9 @@ from torch.nn import functional
 
 from inference.attention import AttentionStep
 from inference.fused_weights import LayerWeights, ModelWeights, Norm, Projection
+from inference.matmul_attention import MatmulStep, StepViews
 from inference.packing import PackedBatch
+from inference.scripted_layers import script_layers
 
 _MAX_KEPT_TOKENS = 64
 """Buffers of steps up to this size are kept; larger ones, prefills, pay for making theirs."""
@@ -39,6 +42,15 @@ class FusedForward:
         half = weights.head_dim // 2
         self._cos = weights.cos.unsqueeze(1)  # [max_context, 1, head_dim]
         self._half_sin = weights.sin[:, :half].unsqueeze(1)
+
+        self._scripted = _scripted(weights) if on_cpu else None
+        layers = weights.layers
+        self._norms = [norm.twice for layer in layers for norm in (layer.input_norm, layer.mlp_norm)]
+        self._matrices = [
+            projection.matrix
+            for layer in layers
+            for projection in (layer.qkv, layer.attention_output, layer.gate_up, layer.down)
+        ]
 
     def run(self, packed: PackedBatch, step: AttentionStep) -> torch.Tensor:
         hidden = self._run_layers(packed, step)
@@ -58,6 +70,11 @@ class FusedForward:
         cos, sin = self._cos.index_select(0, positions), self._half_sin.index_select(0, positions)
         hidden, normed = buffers.hidden, buffers.norm
         hidden.copy_(self._weights.embedding.index_select(0, packed.token_ids[0]))
+        if self._scripted is not None and isinstance(step, MatmulStep) and isinstance(normed, _MirrorNorm):
+            views = step.views(self._weights.layers[0].rule, hidden.dtype)
+            if views is not None:
+                self._run_scripted(self._scripted, views, buffers, normed, cos, sin)
+                return hidden
         for index, layer in enumerate(self._weights.layers):
             self._rotate(normed.of(layer.input_norm), layer, buffers, cos, sin)
             attended = step.attend(index, buffers.query, buffers.key, buffers.value, layer.rule)
@@ -65,6 +82,29 @@ class FusedForward:
             _project_into(buffers.gate_up, normed.of(layer.mlp_norm), layer.gate_up)
             _add_projected(hidden, functional.silu(buffers.gate).mul_(buffers.up), layer.down)
         return hidden
+
+    def _run_scripted(
+        self,
+        scripted: Callable[..., None],
+        views: StepViews,
+        buffers: _Buffers,
+        norm: _MirrorNorm,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> None:
+        layer = self._weights.layers[0]
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # there is nothing left to fuse
+            scripted(
+                *(norm.both, norm.hidden, norm.mirrored),
+                *(buffers.qkv, buffers.unrotated, buffers.unrotated_first, buffers.unrotated_second),
+                *(buffers.rotated, buffers.rotated_first, buffers.rotated_second),
+                *(buffers.query[0], buffers.key[0], buffers.value[0]),
+                *(buffers.gate_up, buffers.gate, buffers.up, cos, sin),
+                *(self._norms, self._matrices),
+                *(views.writer.keys, views.writer.values, views.writer.slots, views.keys, views.values),
+                *(views.masks, views.no_mask, views.starts, views.first_runs),
+                *(layer.input_norm.eps, layer.rule.scaling),
+            )
 
     @staticmethod
     def _rotate(
@@ -88,6 +128,19 @@ class FusedForward:
         return buffers
 
 
+def _scripted(weights: ModelWeights) -> Callable[..., None] | None:
+    """The layer loop as one call, if these layers are of the kind that it knows."""
+    first = weights.layers[0]
+    is_common = weights.embedding.dtype == torch.float32 and all(
+        layer.query_norm is None
+        and layer.rule == first.rule
+        and layer.input_norm.eps == layer.mlp_norm.eps == first.input_norm.eps
+        and all(one.bias is None for one in (layer.qkv, layer.attention_output, layer.gate_up, layer.down))
+        for layer in weights.layers
+    )
+    return script_layers() if is_common else None
+
+
 class _KernelNorm:
     """RMS norm by torch's own operation, one kernel on CUDA."""
 
@@ -106,14 +159,14 @@ class _MirrorNorm:
 
     def __init__(self, num_tokens: int, like: torch.Tensor) -> None:
         self._size = like.shape[-1]
-        self._both = like.new_empty(num_tokens, 2 * self._size)
-        self.hidden = self._both[:, : self._size]
-        self._mirrored = self._both[:, self._size :]
+        self.both = like.new_empty(num_tokens, 2 * self._size)
+        self.hidden = self.both[:, : self._size]
+        self.mirrored = self.both[:, self._size :]
         self._shape = (2 * self._size,)
 
     def of(self, norm: Norm) -> torch.Tensor:
-        torch.neg(self.hidden, out=self._mirrored)
-        normed: torch.Tensor = torch.native_layer_norm(self._both, self._shape, norm.twice, None, norm.eps)[0]
+        torch.neg(self.hidden, out=self.mirrored)
+        normed: torch.Tensor = torch.native_layer_norm(self.both, self._shape, norm.twice, None, norm.eps)[0]
         return normed[:, : self._size]
 
 

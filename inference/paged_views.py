@@ -18,6 +18,19 @@ from inference.packing import PackedBatch, PackedSequence
 class Writer(Protocol):
     """Stores the keys and values of a step's T tokens."""
 
+    @property
+    def keys(self) -> LayerViews:
+        """By layer: the places of the new keys, [num_kv_heads, T, key_dim], or with `slots` all keys."""
+        ...
+
+    @property
+    def values(self) -> LayerViews: ...
+
+    @property
+    def slots(self) -> torch.Tensor | None:
+        """Int64 [T]; None: the places are those of `keys` and `values` as they are."""
+        ...
+
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """`key` and `value` are [1, num_kv_heads, T, dim]."""
         ...
@@ -26,25 +39,28 @@ class Writer(Protocol):
 class _RunWriter:
     """New keys and values go to consecutive slots."""
 
+    slots = None
+
     def __init__(self, keys: LayerViews, values: LayerViews) -> None:
-        self._keys = keys
-        self._values = values
+        self.keys = keys
+        self.values = values
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        self._keys[layer].copy_(key[0])
-        self._values[layer].copy_(value[0])
+        self.keys[layer].copy_(key[0])
+        self.values[layer].copy_(value[0])
 
 
 class _ScatteringWriter:
     """New keys and values go to slots anywhere in the cache."""
 
     def __init__(self, slots: torch.Tensor, cache: KVCache) -> None:
-        self._slots = slots
-        self._cache = cache
+        self.slots = slots
+        self.keys = cache.layer_keys
+        self.values = cache.layer_values
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        self._cache.layer_keys[layer].index_copy_(1, self._slots, key[0])
-        self._cache.layer_values[layer].index_copy_(1, self._slots, value[0])
+        self.keys[layer].index_copy_(1, self.slots, key[0])
+        self.values[layer].index_copy_(1, self.slots, value[0])
 
 
 def writer_for(batch: PackedBatch, cache: KVCache) -> Writer:

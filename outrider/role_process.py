@@ -34,7 +34,9 @@ class RoleProcess:
         self._reader = asyncio.create_task(self._read_statuses())
 
     @classmethod
-    async def start(cls, role: str, arguments: Sequence[str], listener: StatusListener) -> RoleProcess:
+    async def start(
+        cls, role: str, arguments: Sequence[str], listener: StatusListener, cores: set[int] | None = None
+    ) -> RoleProcess:
         """Starts the role in its own session, so that a terminal's Ctrl-C reaches only us and we stop it in order."""
         process = await asyncio.create_subprocess_exec(
             # -P: packages are never imported from the directory that the user happens to be in.
@@ -45,6 +47,9 @@ class RoleProcess:
             env=_environment(),
             start_new_session=True,
         )
+        if cores is not None:
+            with contextlib.suppress(OSError):  # it has ended already, or may not be moved
+                os.sched_setaffinity(process.pid, cores)  # before it has threads, which will inherit it
         return cls(role, process, listener)
 
     @property

@@ -7,12 +7,15 @@ has been sent of it, and at no delay.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NewType
 
 from speculation.guesses import Guess, GuessStatistics
 from speculation.messages import TokenId
+
+BRANCH_WORTH = float(os.environ.get("BW", "1"))
 
 LineId = NewType("LineId", int)
 

@@ -128,16 +128,18 @@ class DrafterSession:
         self._committed.extend(token_ids)
 
     def take_proposals(self, flush_tokens: int) -> list[Proposal]:
-        """What is to be sent now; at most ``flush_tokens`` of a line wait to leave together.
+        """What is to be sent now; at most ``flush_tokens`` of the main line wait to leave together.
 
         The first token after a miss goes at once, the target may be waiting for it; then 1, 2, 4, ... together.
+        Branches go along when the main line does, or when it has nothing to send: every frame costs the target time.
         """
         main = self._lines.main
         is_growing = len(main) < min(self._lookahead, self._max_length - len(self._committed))
-        num_due = min(max(main.num_sent, 1), flush_tokens) if is_growing else 1
-        proposals = [self._propose(main)] if main.num_unsent >= num_due else []
+        if main.num_unsent and is_growing and main.num_unsent < min(max(main.num_sent, 1), flush_tokens):
+            return []
+        proposals = [self._propose(main)] if main.num_unsent else []
         for branch in self._lines.branches:
-            num_due = min(branch.num_sent, flush_tokens) if branch.num_sent else FIRST_OF_BRANCH
+            num_due = 1 if branch.num_sent else FIRST_OF_BRANCH
             if branch.num_unsent >= num_due and branch.start < main.num_sent:  # else its place is not known yet
                 proposals.append(self._propose(branch))
         return proposals

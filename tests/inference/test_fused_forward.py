@@ -31,11 +31,31 @@ def test_llama_like_models_are_fused(architecture: str, tmp_path: Path) -> None:
 def test_a_fused_forward_that_is_wrong_is_not_used(
     dtype: str, llama_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("inference.fused_forward.script_layers", lambda: None)
     right = FusedForward._rotate
     monkeypatch.setattr(FusedForward, "_rotate", staticmethod(lambda *args: right(*args[:-1], -args[-1])))
     runtime = load_model(llama_folder, device="cpu", dtype=dtype, kv_tokens=64).runtime
     assert isinstance(runtime._forward, TransformersForward)
     assert "differ from transformers'" in caplog.text
+
+
+def test_the_scripted_layers_are_the_same_bit_for_bit(llama_folder: Path) -> None:
+    """Prefill, decodes, verification and a fork that lies in several runs of blocks, in one batch and alone."""
+    results = []
+    for is_scripted in (True, False):
+        runtime = load_model(llama_folder, device="cpu", kv_tokens=256, block_size=4).runtime
+        assert isinstance(runtime._forward, FusedForward)
+        assert runtime._forward._scripted is not None
+        if not is_scripted:
+            runtime._forward._scripted = None
+        first, second = runtime.open(), runtime.open()
+        found = [runtime.forward([Chunk(first, range(10), 10), Chunk(second, range(7), 1)])]
+        fork = runtime.fork(first)
+        runtime.truncate(fork, 6)
+        found.append(runtime.forward([Chunk(first, [5], 1), Chunk(fork, [6, 7, 8], 3), Chunk(second, [9], 1)]))
+        found.append(runtime.forward([Chunk(fork, [3], 1)]))
+        results.append(torch.cat(found))
+    assert torch.equal(*results)
 
 
 def test_weights_are_not_held_twice(llama_folder: Path) -> None:

@@ -1,0 +1,113 @@
+"""The layer loop of `FusedForward` as one call into torch's script interpreter: the same operations, bit for bit.
+
+In Python each of some 450 operations takes the interpreter lock and gives it back, and may have to wait for a worker's
+event loop that has taken it meanwhile to read a frame. Here the lock is given back once for all layers, and what Python
+costs per operation is saved: a plain step of the demo target takes 3.0 ms instead of 4.0, a draft step 0.34 instead of
+0.53. Compiling takes 15 ms and no compiler.
+
+It knows the common case, which is `FusedForward`'s to recognise: float32 on a CPU, no biases, no norms of queries and
+keys, no softcap, one rule for all layers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def _layers(
+    both: Tensor,
+    hidden: Tensor,
+    mirrored: Tensor,
+    qkv: Tensor,
+    unrotated: Tensor,
+    unrotated_first: Tensor,
+    unrotated_second: Tensor,
+    rotated: Tensor,
+    rotated_first: Tensor,
+    rotated_second: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate_up: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    norms: list[Tensor],
+    matrices: list[Tensor],
+    new_keys: list[Tensor],
+    new_values: list[Tensor],
+    slots: Tensor | None,
+    keys: list[Tensor],
+    values: list[Tensor],
+    masks: list[Tensor | None],
+    no_mask: Tensor,
+    starts: list[int],
+    first_runs: list[int],
+    eps: float,
+    scaling: float,
+) -> None:
+    num_layers = len(new_keys)
+    num_reads = len(starts) - 1
+    num_runs = len(masks)
+    num_tokens, size = hidden.shape[0], hidden.shape[1]
+    num_kv_heads, num_heads = key.shape[0], query.shape[0]
+    for layer in range(num_layers):
+        torch.neg(hidden, out=mirrored)
+        normed = torch.native_layer_norm(both, [2 * size], norms[2 * layer], None, eps)[0][:, :size]
+        torch.mm(normed, matrices[4 * layer], out=qkv)
+        torch.mul(unrotated, cos, out=rotated)
+        rotated_first.addcmul_(unrotated_second, sin, value=-1)
+        rotated_second.addcmul_(unrotated_first, sin)
+        if slots is None:
+            new_keys[layer].copy_(key)
+            new_values[layer].copy_(value)
+        else:
+            new_keys[layer].index_copy_(1, slots, key)
+            new_values[layer].index_copy_(1, slots, value)
+        outputs: list[Tensor] = []
+        for read in range(num_reads):
+            start, stop = starts[read], starts[read + 1]
+            rows = query[:, start:stop].reshape(num_kv_heads, -1, query.shape[2])
+            scores: list[Tensor] = []
+            for run in range(first_runs[read], first_runs[read + 1]):
+                mask = masks[run]
+                if mask is None:
+                    score = torch.baddbmm(no_mask, rows, keys[layer * num_runs + run], beta=0, alpha=scaling)
+                else:
+                    score = torch.baddbmm(mask, rows, keys[layer * num_runs + run], alpha=scaling)
+                scores.append(score)
+            run = first_runs[read]
+            if len(scores) == 1:
+                attended = torch.bmm(torch.softmax(scores[0], -1), values[layer * num_runs + run])
+            else:
+                weights = torch.softmax(torch.cat(scores, -1), -1)
+                width = scores[0].shape[2]
+                attended = torch.bmm(weights[:, :, :width], values[layer * num_runs + run])
+                for index in range(1, len(scores)):
+                    part = weights[:, :, width : width + scores[index].shape[2]]
+                    attended.baddbmm_(part, values[layer * num_runs + run + index])
+                    width += scores[index].shape[2]
+            outputs.append(attended.view(num_heads, stop - start, -1))
+        together = outputs[0] if num_reads == 1 else torch.cat(outputs, 1)
+        hidden.addmm_(together.transpose(0, 1).reshape(num_tokens, -1), matrices[4 * layer + 1])
+        torch.neg(hidden, out=mirrored)
+        normed = torch.native_layer_norm(both, [2 * size], norms[2 * layer + 1], None, eps)[0][:, :size]
+        torch.mm(normed, matrices[4 * layer + 2], out=gate_up)
+        hidden.addmm_(functional.silu(gate).mul_(up), matrices[4 * layer + 3])
+
+
+def script_layers() -> Callable[..., None] | None:
+    """The compiled loop; None where this torch has no script compiler any more."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is going out of fashion
+            scripted: Callable[..., None] = torch.jit.script(_layers)
+    except (RuntimeError, AttributeError, OSError):
+        return None
+    return scripted
