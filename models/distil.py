@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 import torch
 from fast_decode import FastDecoder
+from graphed import GraphedStep
 from optimizer import Optimizers, Timebox
-from pretrain import autocast
+from pretrain import autocast, logits_of
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 Log = Callable[..., None]
 
 # Temperature of each eighth of the sampled rows. Greedy text matters most, and it is what a draft can learn best.
-ROW_TEMPERATURES = (0.0, 0.0, 0.0, 0.0, 0.5, 0.8, 0.8, 1.0)
+ROW_TEMPERATURES = (0.0, 0.0, 0.0, 0.5, 0.8, 0.8, 1.0, 1.0)
 NUM_WARM_TOKENS = 48
 
 
@@ -70,18 +71,20 @@ def start_from_target(draft: LlamaForCausalLM, target: LlamaForCausalLM) -> None
                 param.copy_(source[name])
 
 
-def divergence(teacher: torch.Tensor, student: torch.Tensor, kl_weight: float, tv_weight: float) -> torch.Tensor:
-    """Weighted KL(target, draft) and total variation at temperatures 1 and 1/3. Logits [tokens, vocabulary].
+def divergence(
+    teacher: torch.Tensor, student: torch.Tensor, tv_weight: torch.Tensor, sharpnesses: Sequence[float] = (1.0, 3.0)
+) -> torch.Tensor:
+    """KL(target, draft) and weighted total variation, at temperatures 1 and 1/3. Logits [tokens, vocabulary].
 
     Total variation is the probability that the best coupling of two draws differs: one minus the acceptance rate. The
     low temperature stands for greedy decoding.
     """
     loss = torch.zeros((), device=teacher.device)
-    for sharpness in (1.0, 3.0):
+    for sharpness in sharpnesses:
         p, q = torch.log_softmax(teacher * sharpness, -1), torch.log_softmax(student * sharpness, -1)
         kl = (p.exp() * (p - q)).sum(-1)
         tv = 0.5 * (p.exp() - q.exp()).abs().sum(-1)
-        loss = loss + (kl_weight * kl + tv_weight * tv).mean()
+        loss = loss + (kl + tv_weight * tv).mean()
     return loss
 
 
@@ -92,16 +95,15 @@ class Student:
     model: LlamaForCausalLM
     optimizers: Optimizers
     tv_weight: float
-    loss: Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor] = divergence
+    loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = divergence
 
-    def learn(self, ids: torch.Tensor, teacher: torch.Tensor, progress: float, factor: float) -> torch.Tensor:
+    def learn(self, ids: torch.Tensor, teacher: torch.Tensor, with_tv: torch.Tensor) -> torch.Tensor:
+        """One step on rows of ids. Total variation counts where `with_tv` is 1 and not where it is 0."""
         with autocast(ids.device):
-            logits = self.model(input_ids=ids, use_cache=False).logits
-        # Total variation has no gradient where the draft is sure and wrong, so KL leads alone at first.
-        tv_weight = self.tv_weight if progress > 0.25 else 0.0
-        loss = self.loss(teacher.flatten(0, 1), logits.flatten(0, 1).float(), 1.0, tv_weight)
+            logits = logits_of(self.model, ids)
+        loss = self.loss(teacher.flatten(0, 1), logits.flatten(0, 1).float(), with_tv * self.tv_weight)
         loss.backward()
-        self.optimizers.step(factor)
+        self.optimizers.step()
         return loss.detach()
 
 
@@ -112,17 +114,25 @@ def distil(
     batch_tokens: int,
     timebox: Timebox,
     log: Log,
+    graphs: bool,
     log_every_s: float = 15.0,
 ) -> None:
     """Train all students on the same batches until the timebox is spent; `lessons` come with their relative shares."""
-    schedule = [lesson for lesson, share in lessons for _ in range(share)]
     embedding = target.lm_head.weight.detach()
+
+    def learn(ids: torch.Tensor, states: torch.Tensor, with_tv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        teacher = F.linear(states.float(), embedding)
+        return tuple(student.learn(ids, teacher, with_tv) for student in students)
+
+    schedule = [(lesson, step) for lesson, share in lessons for step in [GraphedStep(learn, graphs)] * share]
     last_log_s = 0.0
     while timebox.progress < 1:
-        lesson = schedule[timebox.num_steps % len(schedule)]
+        lesson, step = schedule[timebox.num_steps % len(schedule)]
         ids, states = lesson.batch(batch_tokens // lesson.ids.shape[1])
-        teacher = F.linear(states.float(), embedding)
-        losses = [student.learn(ids, teacher, timebox.progress, timebox.rate_factor(0.4)) for student in students]
+        for student in students:
+            student.optimizers.set_rate(timebox.rate_factor(0.4))
+        # Total variation has no gradient where the draft is sure and wrong, so KL leads alone at first.
+        losses = step(ids, states, torch.tensor(float(timebox.progress > 0.25), device=ids.device))
         timebox.advance()
         if timebox.elapsed_s - last_log_s > log_every_s or timebox.progress >= 1:
             last_log_s = timebox.elapsed_s

@@ -65,7 +65,7 @@ def measure(
         "greedy_tokens": int(mask.sum()),
         "greedy": [round(agreement(draft, greedy, mask), 4) for draft in drafts],
     }
-    for name, temperature, top_p in [("t0.8_p0.9", 0.8, 0.9), ("t1.0", 1.0, 1.0)] if drafts else []:
+    for name, temperature, top_p in [("t0.8_p0.9", 0.8, 0.9), ("t0.8", 0.8, 1.0), ("t1.0", 1.0, 1.0)] if drafts else []:
         rows = decode(target, prompts, length, temperature, top_p, seed=1, keep_noise=True)
         mask = rows.decoded(eos, num_new)
         report[name] = [round(agreement(draft, rows, mask, temperature, top_p), 4) for draft in drafts]

@@ -41,33 +41,45 @@ class Muon(torch.optim.Optimizer):
             params = group["params"]
             grad = torch.stack([param.grad for param in params])
             state = self.state[params[0]]
-            momentum = state.setdefault("momentum", torch.zeros_like(grad))
+            if not state:
+                state["momentum"] = torch.zeros_like(grad)
+            momentum = state["momentum"]
             momentum.lerp_(grad, 1 - group["momentum"])
             update = orthogonalise(grad.lerp(momentum, group["momentum"]))
             rows, columns = params[0].shape
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             scale = max(1.0, rows / columns) ** 0.5
-            torch._foreach_add_(params, list(update.unbind()), alpha=-group["lr"] * scale)
+            torch._foreach_sub_(params, list((update * (group["lr"] * scale)).unbind()))
 
 
 class Optimizers:
-    """Both optimizers behind one `step`, which takes the factor of the schedule."""
+    """Both optimizers behind one `step`; `set_rate` takes the factor of the schedule."""
 
     def __init__(self, model: nn.Module, muon_lr: float, adam_lr: float, weight_decay: float):
         params = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
         matrices = [param for name, param in params if param.ndim == 2 and "embed" not in name]
         others = [param for name, param in params if param.ndim != 2 or "embed" in name]
-        fused = others[0].is_cuda
+        on_cuda = others[0].is_cuda
         self.optimizers: list[torch.optim.Optimizer] = [
             Muon(matrices, lr=muon_lr, weight_decay=weight_decay),
-            torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused),
+            torch.optim.AdamW(
+                others, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=on_cuda, capturable=on_cuda
+            ),
         ]
         self.peak_lr = [muon_lr, adam_lr]
-
-    def step(self, factor: float) -> None:
-        for optimizer, peak in zip(self.optimizers, self.peak_lr, strict=True):
+        # Rates are tensors, so that a recorded step sees them change.
+        self.rates = [torch.zeros((), device=others[0].device) for _ in self.optimizers]
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = peak * factor
+                group["lr"] = rate
+
+    def set_rate(self, factor: float) -> None:
+        """Set both rates to `factor` of their peaks."""
+        for rate, peak in zip(self.rates, self.peak_lr, strict=True):
+            rate.fill_(peak * factor)
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -78,7 +90,7 @@ class Timebox:
     The clock starts at the end of the first `num_warmup` steps, which may compile.
     """
 
-    def __init__(self, minutes: float, max_steps: int, num_warmup: int = 4):
+    def __init__(self, minutes: float, max_steps: int, num_warmup: int = 10):
         self.limit_s, self.max_steps, self.num_warmup = minutes * 60, max_steps, num_warmup
         self.num_steps = 0
         self.started_s = time.monotonic()

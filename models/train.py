@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from arguments import parse_arguments
 from corpus import (
     EOS,
     NUM_PROMPTS,
@@ -29,11 +30,11 @@ from corpus import (
     windows,
     write_heldout_prompts,
 )
-from decode import repeated_ngrams
 from distil import Student, distil, divergence, make_lessons, sample_continuations, start_from_target
 from evaluate import heldout_loss, measure
+from finish import Finish, FinishSettings, finish_target
 from optimizer import Optimizers, Timebox
-from pretrain import FinishSettings, add_dropout, finish_target, train_target
+from pretrain import add_dropout, train_target
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -71,75 +72,14 @@ class Data:
     heldout_prompts: list[list[int]]
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for target/, draft/ and heldout_prompts.json")
-    parser.add_argument("--stdlib", type=Path, help="root of the library to learn (default: this Python's own)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="default: on CUDA")
-    parser.add_argument("--target-only", action="store_true", help="stop once the target is saved")
-    parser.add_argument("--from-pair", type=Path, help="keep this folder's target; distil its draft further")
-    parser.add_argument("--quick", action="store_true", help="tiny models and seconds per stage, to try the script")
-    shape = parser.add_argument_group("shape")
-    shape.add_argument("--vocab-size", type=int, default=2048)
-    shape.add_argument("--hidden", type=int, default=192)
-    shape.add_argument("--target-layers", type=int, default=24)
-    shape.add_argument("--target-mlp", type=int, default=512)
-    shape.add_argument(
-        "--draft", action="append", metavar="LAYERSxMLP[@TV]",
-        help="a draft to distil; several learn side by side, the first is draft/, the next draft1/ (default 2x512@2)",
-    )  # fmt: skip
-    time_ = parser.add_argument_group("time")
-    time_.add_argument("--target-minutes", type=float, default=3.0)
-    time_.add_argument("--target-epochs", type=float, default=20.0, help="stop the target here even if time is left")
-    time_.add_argument("--finish-minutes", type=float, default=0.0)
-    time_.add_argument("--sample-minutes", type=float, default=1.0)
-    time_.add_argument("--distil-minutes", type=float, default=2.5)
-    tuning = parser.add_argument_group("tuning")
-    tuning.add_argument("--batch-tokens", type=int, default=None, help="target (default: 16384 on CUDA, 2048 on CPU)")
-    tuning.add_argument("--draft-batch-tokens", type=int, default=None, help="default: twice the target's")
-    tuning.add_argument("--sample-rows", type=int, default=None, help="decoded at once (default: 2048 on CUDA, 32)")
-    tuning.add_argument("--sample-length", type=int, default=512)
-    tuning.add_argument("--dropout", type=float, default=0.2)
-    tuning.add_argument("--weight-decay", type=float, default=0.3)
-    tuning.add_argument("--muon-lr", type=float, default=0.03)
-    tuning.add_argument("--adam-lr", type=float, default=0.003)
-    tuning.add_argument("--draft-muon-lr", type=float, default=0.02)
-    tuning.add_argument("--finish-lr-factor", type=float, default=0.05, help="of the target's rates")
-    tuning.add_argument("--loops-weight", type=float, default=0.5, help="of unlikelihood in the finish")
-    tuning.add_argument("--loops-allowed", type=float, default=0.1, help="share of repeated 8-grams a row may have")
-    tuning.add_argument("--anchor-weight", type=float, default=1.0, help="of KL to the unfinished target in the finish")
-    tuning.add_argument("--companion-weight", type=float, default=0.5, help="of KL to the companion in the finish")
-    args = parser.parse_args()
-    fill_defaults(args)
-    return args
-
-
-def fill_defaults(args: argparse.Namespace) -> None:
-    """Defaults that hang on the device, and the settings of --quick."""
-    cuda = args.device.startswith("cuda")
-    args.draft = args.draft or ["2x512@2"]
-    args.compile = cuda if args.compile is None else args.compile
-    args.max_files = None
-    args.max_train_prompts = 40_000
-    if args.quick:
-        args.hidden, args.target_layers, args.target_mlp, args.draft = 64, 3, 128, ["2x128@1", "1x256@0"]
-        args.vocab_size, args.max_files, args.max_train_prompts = 1024, 40, 100
-        args.target_minutes = args.finish_minutes = args.sample_minutes = args.distil_minutes = 0.1
-        args.sample_rows = args.sample_rows or 8
-    args.batch_tokens = args.batch_tokens or (16384 if cuda else 2048)
-    args.draft_batch_tokens = args.draft_batch_tokens or 2 * args.batch_tokens
-    args.sample_rows = args.sample_rows or (2048 if cuda else 32)
-
-
 def prepare_data(args: argparse.Namespace, log: JsonLog) -> Data:
     """Read the library, train and save the tokenizer, encode, and write the held-out prompts."""
     files = read_library(args.stdlib, args.max_files)
     train_files = [file for file in files if not file.held_out]
     held_files = [file for file in files if file.held_out]
-    if args.from_pair:
-        tokenizer = Tokenizer.from_file(str(args.from_pair / "target" / "tokenizer.json"))
+    if args.from_pair or args.from_unfinished:
+        folder = args.from_unfinished or args.from_pair / "target"
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     else:
         tokenizer = train_tokenizer([file.text for file in train_files], args.vocab_size)
     for name in ("target", "draft"):
@@ -214,23 +154,16 @@ def make_target(args: argparse.Namespace, data: Data, log: JsonLog) -> tuple[Lla
     model = make_model(args, args.target_layers, args.target_mlp, data.eos)
     log("target", num_params=sum(param.numel() for param in model.parameters()))
     handles = add_dropout(model, args.dropout)
-    if args.compile:
-        for layer in model.model.layers:
-            layer.compile(dynamic=False)
-    optimizers = Optimizers(model, args.muon_lr, args.adam_lr, args.weight_decay)
-    timebox = Timebox(args.target_minutes, int(args.target_epochs * len(data.train) / args.batch_tokens) + 1)
-    lengths = (512, 2048) if not args.quick else (256,)
-    train_target(model, data.train, data.held_out, optimizers, timebox, lengths, args.batch_tokens, args.seed, log)
-    companion = None
-    if args.finish_minutes:
-        save(model, args.out / "target-unfinished")
-        companion = finish(args, data, model, lengths[0], log)
+    compile_layers(args, model)
+    if args.from_unfinished:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(args.from_unfinished, dtype=torch.float32).state_dict())
+    else:
+        pretrain(args, data, model, log)
+    companion = finish(args, data, model, log) if args.finish_minutes else None
     for handle in handles:
         handle.remove()
     save(model, args.out / "target")
-    plain = make_model(args, args.target_layers, args.target_mlp, data.eos)  # uncompiled and without hooks
-    plain.load_state_dict(model.state_dict())
-    plain.eval().requires_grad_(False)
+    plain = plain_copy(args, model, args.target_layers, args.target_mlp, data.eos)
     log(
         "target",
         final=True,
@@ -238,6 +171,31 @@ def make_target(args: argparse.Namespace, data: Data, log: JsonLog) -> tuple[Lla
         heldout_loss_after_prompts=round(heldout_loss(plain, data.heldout_rows), 4),
     )
     return plain, companion
+
+
+def compile_layers(args: argparse.Namespace, model: LlamaForCausalLM) -> None:
+    if args.compile:
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
+
+
+def plain_copy(args: argparse.Namespace, model: LlamaForCausalLM, layers: int, mlp: int, eos: int) -> LlamaForCausalLM:
+    """The same weights without hooks, compilation and gradients."""
+    plain = make_model(args, layers, mlp, eos)
+    plain.load_state_dict(model.state_dict())
+    return plain.eval().requires_grad_(False)
+
+
+def pretrain(args: argparse.Namespace, data: Data, model: LlamaForCausalLM, log: JsonLog) -> None:
+    """Train the target on the corpus, round it to bf16 and save it as it is before the finish."""
+    optimizers = Optimizers(model, args.muon_lr, args.adam_lr, args.weight_decay)
+    timebox = Timebox(args.target_minutes, int(args.target_epochs * len(data.train) / args.batch_tokens) + 1)
+    lengths = (512, 2048) if not args.quick else (256,)
+    train_target(
+        model, data.train, data.held_out, optimizers, timebox, lengths, args.batch_tokens, args.seed, log, args.graphs
+    )
+    save(model, args.out / "target-unfinished")
+    save_tokenizer(data.tokenizer, args.out / "target-unfinished", MAX_POSITIONS)
 
 
 def load_pair(args: argparse.Namespace) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
@@ -250,18 +208,13 @@ def load_pair(args: argparse.Namespace) -> tuple[LlamaForCausalLM, LlamaForCausa
     return target.eval().requires_grad_(False), draft
 
 
-def finish(
-    args: argparse.Namespace, data: Data, model: LlamaForCausalLM, length: int, log: JsonLog
-) -> LlamaForCausalLM:
+def finish(args: argparse.Namespace, data: Data, model: LlamaForCausalLM, log: JsonLog) -> LlamaForCausalLM:
     """Run the finish and return the companion, a draft of the first kind asked for."""
     layers, mlp, _ = draft_shape(args.draft[0])
     companion = make_model(args, layers, mlp, data.eos)
     start_from_target(companion, model)
-    factor = args.finish_lr_factor
-    optimizers = [
-        Optimizers(model, args.muon_lr * factor, args.adam_lr * factor, args.weight_decay),
-        Optimizers(companion, args.draft_muon_lr, args.adam_lr, 0.0),
-    ]
+    compile_layers(args, companion)
+    factor, length = args.finish_lr_factor, data.prompt_rows.shape[1]
     settings = FinishSettings(
         length=length,
         batch_tokens=args.batch_tokens,
@@ -270,25 +223,25 @@ def finish(
         loops_weight=args.loops_weight,
         anchor_weight=args.anchor_weight,
         companion_weight=args.companion_weight,
+        loss_budget=args.loss_budget,
+        tv_weight=args.finish_tv_weight,
         seed=args.seed,
+        graphs=args.graphs,
     )
-    natural = repeated_ngrams(windows(data.train, length)).float().mean()
-    log("finish", natural_repeated_8grams=round(float(natural), 4))
-    prompts = [prompt[: length // 2] for prompt in data.train_prompts]
-    timebox = Timebox(args.finish_minutes, 100_000, num_warmup=0)
-    anchor = make_model(args, args.target_layers, args.target_mlp, data.eos)
-    anchor.load_state_dict(model.state_dict())
-    finish_target(
+    models = Finish(
         model,
-        anchor.eval().requires_grad_(False),
+        plain_copy(args, model, args.target_layers, args.target_mlp, data.eos),
         companion,
-        data.prompt_rows,
-        prompts,
-        optimizers,
-        timebox,
+        [
+            Optimizers(model, args.muon_lr * factor, args.adam_lr * factor, args.weight_decay),
+            Optimizers(companion, args.draft_muon_lr, args.adam_lr, 0.0),
+        ],
         settings,
-        log,
+        torch.compile(divergence, dynamic=False) if args.compile else divergence,
     )
+    prompts = [prompt[: length // 2] for prompt in data.train_prompts]
+    timebox = Timebox(args.finish_minutes, 100_000, num_warmup=4)
+    finish_target(models, data.prompt_rows, data.held_out, prompts, timebox, log)
     return companion
 
 
@@ -305,9 +258,7 @@ def make_student(args: argparse.Namespace, spec: str, source: LlamaForCausalLM, 
     model = make_model(args, layers, mlp, eos)
     start_from_target(model, source)
     loss = torch.compile(divergence, dynamic=False) if args.compile else divergence
-    if args.compile:
-        for layer in model.model.layers:
-            layer.compile(dynamic=False)
+    compile_layers(args, model)
     return Student(model, Optimizers(model, args.draft_muon_lr, args.adam_lr, 0.0), tv_weight, loss)
 
 
@@ -325,18 +276,18 @@ def make_drafts(
     ]
     log("distil", num_lesson_rows=[len(lesson.ids) for lesson, _ in lessons])
     students = [make_student(args, spec, companion or target, data.eos) for spec in args.draft]
-    distil(target, students, lessons, args.draft_batch_tokens, Timebox(args.distil_minutes, 10**6, 8), log)
+    distil(
+        target, students, lessons, args.draft_batch_tokens, Timebox(args.distil_minutes, 10**6, 32), log, args.graphs
+    )
     drafts = []
     for index, (student, spec) in enumerate(zip(students, args.draft, strict=True)):
         save(student.model, args.out / (f"draft{index}" if index else "draft"))
-        plain = make_model(args, *draft_shape(spec)[:2], data.eos)
-        plain.load_state_dict(student.model.state_dict())
-        drafts.append(plain.eval().requires_grad_(False))
+        drafts.append(plain_copy(args, student.model, *draft_shape(spec)[:2], data.eos))
     return drafts
 
 
 def main() -> None:
-    args = parse_arguments()
+    args = parse_arguments(__doc__)
     args.out.mkdir(parents=True, exist_ok=True)
     torch._dynamo.config.recompile_limit = 64
     random.seed(args.seed)
@@ -347,6 +298,8 @@ def main() -> None:
     data = prepare_data(args, log)
     target, companion = load_pair(args) if args.from_pair else make_target(args, data, log)
     drafts = [] if args.target_only else make_drafts(args, data, target, companion, log)
+    if not args.measure:
+        return
     torch.set_float32_matmul_precision("highest")
     report, greedy = measure(target, drafts, data.heldout_prompts, data.eos)
     log("measures", **report)
