@@ -1,9 +1,9 @@
 """What a pair costs on this machine, measured at its own workers, so that it can be simulated.
 
-The coordinator's place is taken by this process, so a hop is what it is in service: gRPC, event loop and the worker's
-thread. Everything is measured twice, with the other worker idle and with it busy: two models share caches and memory,
-and what shares a machine with few cores waits for them. Plain decoding and taking turns have one model at work at a
-time, the stream both.
+For hops, draft steps and acceptance the coordinator's place is taken by this process, so a hop is what it is in
+service: gRPC, event loop and the worker's thread. What verify steps cost is seen in service itself. Everything is
+measured twice, with one model at work at a time, as in plain decoding and taking turns, and with both, as in the
+stream: they share caches and memory, and on a machine with few cores the cores too.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from tokenizers import Tokenizer
 
 from outrider.launcher import StackOptions
-from outrider.simulate.in_service import Service, never_falling
+from outrider.simulate.in_service import InService, Service
 from outrider.simulate.measured import Measured
 from outrider.simulate.taps import PATIENCE_S, DraftTap, TargetTap, tapped_pair
 from speculation.acceptance import AcceptanceProfile
@@ -40,12 +40,11 @@ from speculation.messages import (
 from speculation.relay import RelaySession
 from speculation.simulator import Costs
 
-VERIFIED: Final = (0, 1, 2, 4, 6, 8)
-"""Numbers of drafted tokens in the steps that are timed."""
-
-_NUM_TIMED: Final = 15
+_NUM_VERIFIED: Final = 4
+"""Drafted tokens of a turn whose hops are timed."""
+_NUM_PACES: Final = 5
 _TOGETHER: Final = 4
-"""Sessions at a time, to see what a session costs."""
+"""Sessions at a time, to see what a row of a draft step costs."""
 _MANY_DRAFTS: Final = 48
 _GREEDY: Final = Sampling()
 
@@ -86,14 +85,8 @@ async def calibrate(
     async with tapped_pair(options) as (target, draft, tokenizer_json, addresses):
         tokenizer = Tokenizer.from_buffer(tokenizer_json)
         encoded = [tuple(tokenizer.encode(text).ids) for text in prompts]
-        found = await _Probe(target, draft, encoded, num_tokens).run()
         in_service = await Service(addresses, cells, PATIENCE_S).observe(prompts, num_rounds)
-        calibration = replace(
-            found,
-            target_beside=replace(found.target_beside, costs=in_service.target),
-            proposed_per_token=in_service.proposed_per_token,
-        )
-        return calibration, in_service.cells
+        return await _Probe(target, draft, encoded, num_tokens).run(in_service), in_service.cells
 
 
 class _Probe:
@@ -105,103 +98,56 @@ class _Probe:
         self._ids = itertools.count(1)
         self._texts: list[list[int]] = []  # the target's, by prompt
 
-    async def run(self) -> Calibration:
+    async def run(self, in_service: InService) -> Calibration:
         for prompt in self._prompts:
-            self._texts.append((await self._decode([prompt]))[0])
+            self._texts.append(await self._decode(prompt))
         traces = [await self._trace(index) for index in range(len(self._prompts))]
-        target_alone, draft_alone = await self._target_costs(), await self._draft_costs()
+        hop_alone_s, draft_alone = await self._target_hop_s(), await self._draft_costs()
         async with self._beside(self._keep_drafting):
-            target_beside = await self._target_costs()  # its hop; the costs are better known from service
+            hop_beside_s = await self._target_hop_s()
         async with self._beside(self._keep_decoding):
             draft_beside = await self._draft_costs()
         return Calibration(
-            target_alone,
-            target_beside,
-            draft_alone,
-            draft_beside,
-            relay_s(),
-            tuple(traces),
-            round(statistics.mean(len(prompt) for prompt in self._prompts)),
-            self._num_tokens,
+            target_alone=WorkerCosts(in_service.target_alone, hop_alone_s),
+            target_beside=WorkerCosts(in_service.target_beside, hop_beside_s),
+            draft_alone=draft_alone,
+            draft_beside=draft_beside,
+            coordinator_s=relay_s(),
+            traces=tuple(traces),
+            num_prompt_tokens=round(statistics.mean(len(prompt) for prompt in self._prompts)),
+            num_output_tokens=self._num_tokens,
+            proposed_per_token=in_service.proposed_per_token,
         )
 
     # -- the target -------------------------------------------------------------------------------------------------
 
-    async def _decode(self, prompts: Sequence[tuple[int, ...]]) -> list[list[int]]:
-        """Plain decoding of several prompts at a time."""
-        texts: dict[int, list[int]] = {}
-        async for items, _, _ in self._decoding(prompts):
-            for session_id, token_ids in items:
-                texts.setdefault(session_id, []).extend(token_ids)
-        return [texts[session_id] for session_id in sorted(texts)]
+    async def _decode(self, prompt: tuple[int, ...]) -> list[int]:
+        """Plain decoding."""
+        text: list[int] = []
+        self._target.send(next(self._ids), OpenTarget(prompt, _GREEDY, len(prompt) + self._num_tokens, (), 0))
+        while len(text) < self._num_tokens:
+            _, frame = await self._target.next()
+            for _, event in frame.items:
+                if isinstance(event, Verdict):
+                    text.extend(event.token_ids)
+        return text
 
-    async def _decoding(
-        self, prompts: Sequence[tuple[int, ...]]
-    ) -> AsyncIterator[tuple[list[tuple[int, tuple[int, ...]]], StepReport, float]]:
-        """News, cost and time of arrival of each step of plain decoding."""
-        for prompt in prompts:
-            command = OpenTarget(prompt, _GREEDY, len(prompt) + self._num_tokens, (), 0)
-            self._target.send(next(self._ids), command)
-        num_open = len(prompts)
-        while num_open:
-            arrived_s, frame = await self._target.next()
-            verdicts = [(int(session_id), event) for session_id, event in frame.items if isinstance(event, Verdict)]
-            num_open -= sum(verdict.finish_reason is not None for _, verdict in verdicts)
-            assert frame.step is not None
-            yield [(session_id, verdict.token_ids) for session_id, verdict in verdicts], frame.step, arrived_s
-
-    async def _target_costs(self) -> WorkerCosts:
-        single_s, overhead_s, prefill_s = await self._plain_steps(1)
-        several_s, _, _ = await self._plain_steps(_TOGETHER)
-        points, hops = [(1, single_s)], []
-        for num_drafted in VERIFIED[1:]:
-            step_s, hop_s = await self._verify_steps(num_drafted)
-            points.append((1 + num_drafted, step_s))
-            hops.append(hop_s)
-        rising = never_falling(points)
-        alone_s = Costs(0.0, points=tuple(rising)).step_s(_TOGETHER, 1)
-        session_s = max(0.0, (several_s - alone_s) / (_TOGETHER - 1))
-        num_prompt = len(self._prompts[0])
-        if num_prompt > rising[-1][0]:
-            rising.append((num_prompt, max(prefill_s, rising[-1][1])))
-        costs = Costs(0.0, 0.0, session_s, overhead_s, tuple((n, s - session_s) for n, s in rising))
-        return WorkerCosts(costs, statistics.median(hops))
-
-    async def _plain_steps(self, num_sessions: int) -> tuple[float, float, float]:
-        """Medians of a plain step and of what lies between two; the seconds of the first step, a prefill."""
-        reports, arrivals = [], []
-        prompts = [self._prompts[0]] * num_sessions
-        async for _, report, arrived_s in self._decoding(prompts):
-            reports.append(report)
-            arrivals.append(arrived_s)
-        steps = [report.step_s for report in reports if report.num_tokens == num_sessions]
-        between = [
-            later - earlier - report.step_s
-            for earlier, later, report in zip(arrivals, arrivals[1:], reports[1:], strict=False)
-        ]
-        return statistics.median(steps), max(0.0, statistics.median(between)), reports[0].step_s
-
-    async def _verify_steps(self, num_drafted: int) -> tuple[float, float]:
-        """Medians of a step with so many right drafts, and of a hop to the target or back."""
+    async def _target_hop_s(self) -> float:
+        """Median of a hop to the target or back: half of what is left of a turn without its step."""
         prompt, text = self._prompts[0], self._texts[0]
-        session, times = next(self._ids), list[tuple[float, float]]()
-        max_length = len(prompt) + self._num_tokens + num_drafted + 2  # the end is never near
-        command = OpenTarget(prompt, _GREEDY, max_length, (), num_drafted, turns=True)
-        self._target.send(session, command)
+        session, times = next(self._ids), list[float]()
+        max_length = len(prompt) + self._num_tokens + _NUM_VERIFIED + 2  # the end is never near
+        self._target.send(session, OpenTarget(prompt, _GREEDY, max_length, (), _NUM_VERIFIED, turns=True))
         await self._target.next()
-        num_done = 1
-        while num_done + num_drafted + 1 < len(text) and len(times) < _NUM_TIMED:
-            known = (*prompt, *text[:num_done])
-            drafts = tuple(text[num_done : num_done + num_drafted])
+        for start in range(1, self._num_tokens - _NUM_VERIFIED, _NUM_VERIFIED + 1):
+            known, drafts = (*prompt, *text[:start]), tuple(text[start : start + _NUM_VERIFIED])
             sent_s = time.perf_counter()
-            self._target.send(session, Proposal(len(known), fingerprint(known), drafts, (1.0,) * num_drafted))
+            self._target.send(session, Proposal(len(known), fingerprint(known), drafts, (1.0,) * _NUM_VERIFIED))
             arrived_s, frame = await self._target.next()
             assert frame.step is not None
-            times.append((frame.step.step_s, (arrived_s - sent_s - frame.step.step_s) / 2))
-            num_done += num_drafted + 1
+            times.append((arrived_s - sent_s - frame.step.step_s) / 2)
         self._target.send(session, CloseSession())
-        step_s, hop_s = (statistics.median(column) for column in zip(*times, strict=True))
-        return step_s, hop_s
+        return max(0.0, statistics.median(times))
 
     # -- the drafter ------------------------------------------------------------------------------------------------
 
@@ -242,7 +188,7 @@ class _Probe:
     async def _draft_step(self, num_sessions: int) -> float:
         """Median seconds of a step that drafts for so many sessions, everything in between included."""
         paces = []
-        for _ in range(_NUM_TIMED // 3):
+        for _ in range(_NUM_PACES):
             arrivals = await self._draft_ahead(num_sessions)
             (first_s, num_first), (last_s, num_all) = arrivals[0], arrivals[-1]
             paces.append((last_s - first_s) * num_sessions / (num_all - num_first))
@@ -281,7 +227,7 @@ class _Probe:
 
     async def _keep_decoding(self) -> None:
         while True:
-            await self._decode([self._prompts[0]])
+            await self._decode(self._prompts[0])
 
 
 def relay_s() -> float:

@@ -81,7 +81,9 @@ class Steps:
 class InService:
     """What was seen."""
 
-    target: Costs
+    target_alone: Costs
+    """One model at work at a time: plain decoding and taking turns."""
+    target_beside: Costs
     """While drafts are made."""
     proposed_per_token: float
     """Drafted tokens that came, per token generated, over the cells of one request at a time that stream."""
@@ -145,13 +147,12 @@ class Service:
         draft.frames.clear()
 
     def _result(self, num_rounds: int) -> InService:
-        streaming = [cell for cell in self._cells if cell.policy is not None and cell.system != TURNS]
-        single = [cell for cell in streaming if cell.concurrency == 1]
-        several = [cell for cell in streaming if cell.concurrency > 1]
-        num_proposed = sum(self._num_proposed[cell] for cell in single)
-        num_tokens = sum(cell.num_tokens for cell in single) * num_rounds
+        streaming = [cell for cell in self._cells if cell.streams and cell.concurrency == 1]
+        num_proposed = sum(self._num_proposed[cell] for cell in streaming)
+        num_tokens = sum(cell.num_tokens for cell in streaming) * num_rounds
         return InService(
-            costs_of(self._steps_of(single), self._steps_of(several)),
+            self._costs(streams=False),
+            self._costs(streams=True),
             num_proposed / num_tokens,
             tuple(
                 replace(cell, num_runs=num_rounds * cell.concurrency, tokens_per_s=statistics.median(rates))
@@ -159,8 +160,11 @@ class Service:
             ),
         )
 
-    def _steps_of(self, cells: Sequence[Measured]) -> list[Steps]:
-        return [steps for cell in cells for steps in self._steps[cell]]
+    def _costs(self, streams: bool) -> Costs:
+        cells = [cell for cell in self._cells if cell.streams == streams]
+        single = [steps for cell in cells for steps in self._steps[cell] if cell.concurrency == 1]
+        several = [steps for cell in cells for steps in self._steps[cell] if cell.concurrency > 1]
+        return costs_of(single, several)
 
 
 async def _generate(coordinator: Coordinator, prompt: str, cell: Measured) -> None:

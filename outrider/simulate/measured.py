@@ -46,6 +46,11 @@ class Measured:
     """0: not measured yet."""
 
     @property
+    def streams(self) -> bool:
+        """Do both models work at the same time?"""
+        return self.policy is not None and self.system != TURNS
+
+    @property
     def name(self) -> str:
         detail = "" if self.policy is None else f", {self.policy} K {self.k}"
         return f"{self.system}{detail}"

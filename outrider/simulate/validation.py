@@ -120,9 +120,8 @@ def compare(cells: Sequence[Measured], calibration: Calibration) -> list[Compari
 def scenario_of(cell: Measured, calibration: Calibration) -> Scenario:
     """The cell as the benchmark ran it: batches of so many requests, each when the last one is done."""
     num_warm_up = _WARM_UP_BATCHES * cell.concurrency
-    streams = cell.policy is not None and cell.system != TURNS
-    target = calibration.target_beside if streams else calibration.target_alone
-    draft = calibration.draft_beside if streams else calibration.draft_alone
+    target = calibration.target_beside if cell.streams else calibration.target_alone
+    draft = calibration.draft_beside if cell.streams else calibration.draft_alone
     traces, seed = calibration.traces, 0
     by_seed = {session_seed(seed, i): traces[i % len(traces)] for i in range(num_warm_up + cell.num_runs)}
     scenario = Scenario(
