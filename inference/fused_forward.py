@@ -56,9 +56,7 @@ class FusedForward:
         hidden = self._run_layers(packed, step)
         if packed.logit_rows is not None:
             hidden = hidden.index_select(0, packed.logit_rows)
-        norm = self._weights.norm
-        normed = functional.rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.eps)
-        return _project(normed, self._weights.head).float()
+        return _project(self._make_norm.once(hidden, self._weights.norm), self._weights.head).float()
 
     def run_without_logits(self, packed: PackedBatch, step: AttentionStep) -> None:
         self._run_layers(packed, step)
@@ -148,7 +146,12 @@ class _KernelNorm:
         self.hidden = like.new_empty(num_tokens, like.shape[-1])
 
     def of(self, norm: Norm) -> torch.Tensor:
-        return functional.rms_norm(self.hidden, self.hidden.shape[-1:], norm.weight, norm.eps)
+        return self.once(self.hidden, norm)
+
+    @staticmethod
+    def once(hidden: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """Of hidden states that are not these buffers'."""
+        return functional.rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.eps)
 
 
 class _MirrorNorm:
@@ -168,6 +171,13 @@ class _MirrorNorm:
         torch.neg(self.hidden, out=self.mirrored)
         normed: torch.Tensor = torch.native_layer_norm(self.both, self._shape, norm.twice, None, norm.eps)[0]
         return normed[:, : self._size]
+
+    @staticmethod
+    def once(hidden: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """Of hidden states that are not these buffers'."""
+        both = torch.cat((hidden, -hidden), dim=-1)
+        normed: torch.Tensor = torch.native_layer_norm(both, both.shape[-1:], norm.twice, None, norm.eps)[0]
+        return normed[:, : hidden.shape[-1]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,12 +200,17 @@ def test_a_branch_waits_until_its_place_is_known_and_is_worth_a_message() -> Non
     draft(drafter, 3, 33)
     branch = begin_branch(drafter, 1)
     assert [one.token_ids for one in drafter.take_proposals(4)] == [(2, 3)]
-    draft(drafter, 4)
     draft(drafter, 34, line=branch)
     assert [(one.token_ids, one.is_branch) for one in drafter.take_proposals(4)] == [((33, 34), True)]
+    draft(drafter, 4)
+    draft(drafter, 35, line=branch)
+    assert drafter.take_proposals(4) == []  # a frame for the branch alone would cost the target more than it is worth
     draft(drafter, 5)
-    begin_branch(drafter, 2)  # in place of 4, which has not been sent
-    assert [one.token_ids for one in drafter.take_proposals(4)] == [(4, 5)]
+    assert [one.token_ids for one in drafter.take_proposals(4)] == [(4, 5), (35,)]
+    draft(drafter, 6)
+    late = begin_branch(drafter, 4)  # in place of 6, which has not been sent
+    draft(drafter, 66, line=late)
+    assert drafter.take_proposals(4) == []
 
 
 def test_branches_begin_where_a_miss_is_likely_and_within_their_number() -> None:
