@@ -23,7 +23,7 @@ MAX_CONTEXT = 2048
 class Models:
     target: str
     twin: str
-    """Says what the target says, in a sixteenth of its layers: everything it drafts is right."""
+    """Says what the target says, in an eightieth of its layers: everything it drafts is right."""
     cousin: str
     """The twin's weights with some noise: much that it drafts is right."""
     stranger: str
@@ -37,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     root: Path = tmp_path_factory.mktemp("models")
     twin, stranger = (tiny_llama(seed, max_context=MAX_CONTEXT) for seed in (1, 2))
     return Models(
-        target=str(save(deepened(twin, num_layers=32), root / "target")),
+        target=str(save(deepened(twin, num_layers=160), root / "target")),
         twin=str(save(twin, root / "twin")),
         cousin=str(save(perturbed(twin, 0.01), root / "cousin")),
         stranger=str(save(stranger, root / "stranger")),
