@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from inference.runtime import Chunk, Runtime
+import contextlib
+
+from inference.errors import OutOfKVBlocks
+from inference.runtime import Chunk, Runtime, SequenceId
 
 _MAX_TOKENS = 9
 """A usual verification, the last committed token and eight drafted ones, is the largest of the common steps."""
@@ -19,11 +22,17 @@ def warm_up(runtime: Runtime, prompt_length: int = 64, num_rounds: int = 2) -> N
         for num_tokens in list(range(1, _MAX_TOKENS + 1)) * num_rounds:
             runtime.forward([Chunk(sequence, [0] * num_tokens, num_tokens)])
             runtime.truncate(sequence, length)
-            fork = runtime.fork(sequence)
-            try:
-                runtime.forward([Chunk(sequence, [0], 1), Chunk(fork, [0], 1)])
-            finally:
-                runtime.free(fork)
-            runtime.truncate(sequence, length)
+            with contextlib.suppress(OutOfKVBlocks):  # a pool too small for a fork will never have one
+                _run_with_fork(runtime, sequence)
+                runtime.truncate(sequence, length)
     finally:
         runtime.free(sequence)
+
+
+def _run_with_fork(runtime: Runtime, sequence: SequenceId) -> None:
+    """As a drafter's step with a branch."""
+    fork = runtime.fork(sequence)
+    try:
+        runtime.forward([Chunk(sequence, [0], 1), Chunk(fork, [0], 1)])
+    finally:
+        runtime.free(fork)

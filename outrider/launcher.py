@@ -104,12 +104,18 @@ class LocalStack:
         self._supervisor = asyncio.create_task(self._supervise(addresses))
 
     async def _launch(self, role: str, arguments: Sequence[str]) -> RoleProcess:
-        cores = None
-        if hasattr(os, "sched_getaffinity") and not (self._options.target_threads or self._options.draft_threads):
-            cores = cores_of(role, sorted(os.sched_getaffinity(0)), self._options.draft is not None)
-        process = await RoleProcess.start(role, arguments, self._listener, cores)
+        process = await RoleProcess.start(role, arguments, self._listener, self._cores_of(role))
         self._roles[role] = process
         return process
+
+    def _cores_of(self, role: str) -> set[int] | None:
+        """None: any, as where somebody has chosen numbers of threads and with them what runs where."""
+        options = self._options
+        is_chosen = options.target_threads or options.draft_threads
+        is_chosen = is_chosen or any(_is_configured(table, "threads", options.config) for table in ("target", "draft"))
+        if is_chosen or not hasattr(os, "sched_getaffinity"):
+            return None
+        return cores_of(role, sorted(os.sched_getaffinity(0)), options.draft is not None)
 
     async def _all_ready(self, roles: Sequence[str]) -> dict[str, str]:
         """Addresses of ``roles``; raises as soon as any role that runs by now ends instead."""

@@ -7,15 +7,12 @@ has been sent of it, and at no delay.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NewType
 
 from speculation.guesses import Guess, GuessStatistics
 from speculation.messages import TokenId
-
-BRANCH_WORTH = float(os.environ.get("BW", "1"))
 
 LineId = NewType("LineId", int)
 
@@ -29,8 +26,6 @@ class DraftLine:
     """Tokens from the start of the prompt, drafted ones of this line included."""
     start: int = 0
     """Tokens of the main line that come before it; 0 for the main line itself."""
-    chance: float = 1.0
-    """P(its first token is right, given that what comes before it is): of a branch, that of its runner-up."""
     guesses: list[Guess] = field(default_factory=list)
     chances: list[float] = field(default_factory=list)
     """P(guess is right, given that what comes before it is), as it was believed when it was made."""

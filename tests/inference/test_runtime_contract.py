@@ -151,3 +151,10 @@ def test_warm_up_leaves_nothing_behind(runtime: PagedRuntime) -> None:
     warm_up(runtime)
     assert runtime.num_free_tokens == 64
     runtime.check_integrity()
+
+
+@pytest.mark.parametrize("kv_tokens", [16, 32, 80])
+def test_warm_up_fits_any_pool(llama_folder: Path, device: str, kv_tokens: int) -> None:
+    runtime = load_model(llama_folder, device=device, dtype="float32", kv_tokens=kv_tokens, block_size=16).runtime
+    warm_up(runtime)
+    assert runtime.num_free_tokens == kv_tokens
