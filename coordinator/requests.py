@@ -11,10 +11,11 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from coordinator.structured_output import FIELD, FIELDS
 from coordinator.vocabulary import ServedModel
 from rpc.errors import FieldViolation, InvalidRequest, ModelNotFound
 from speculation.adaptive_k import POLICY_NAMES
-from speculation.messages import ModelInfo, Sampling, TokenId
+from speculation.messages import Grammar, ModelInfo, Sampling, TokenId
 from speculation.relay import lookahead_for
 
 MAX_STOP_TOKENS = 64
@@ -49,6 +50,8 @@ class GenerateRequest:
     stop_token_ids: Sequence[TokenId] = ()
     ignore_eos: bool = False
     speculation: SpeculationOptions = SpeculationOptions()
+    structured_output: Grammar | None = None
+    """Here checked for contradictions only; `coordinator.structured_output` tries whether it compiles."""
     request_id: str = ""
     """Empty: one is made up."""
 
@@ -93,7 +96,7 @@ def validate(request: GenerateRequest, model: ServedModel, defaults: Speculation
         raise InvalidRequest(FieldViolation("prompt", f"is not valid Unicode: {error.reason}")) from error
     violations = [*_prompt_violations(prompt, info), *_length_violations(request.max_tokens, len(prompt), info)]
     violations += [*_sampling_violations(request), *_stop_violations(request.stop_token_ids, info)]
-    violations += _speculation_violations(request.speculation)
+    violations += [*_speculation_violations(request.speculation), *_structure_violations(request)]
     if violations:
         raise InvalidRequest(*violations)
     return _resolve(request, prompt, info, defaults)
@@ -174,6 +177,16 @@ def _speculation_violations(options: SpeculationOptions) -> Iterator[FieldViolat
         yield FieldViolation("speculation.lookahead", f"is {options.lookahead}; must be in [0, {MAX_LOOKAHEAD}]")
 
 
+def _structure_violations(request: GenerateRequest) -> Iterator[FieldViolation]:
+    if request.structured_output is None:
+        return
+    if request.structured_output.kind not in FIELDS:
+        yield FieldViolation(FIELD, f"says nothing; set one of {', '.join(FIELDS.values())}, or leave it out")
+    if request.ignore_eos:
+        problem = "contradicts structured_output: where that is complete, only an end-of-text token may follow"
+        yield FieldViolation("ignore_eos", problem)
+
+
 def _resolve(
     request: GenerateRequest, prompt: tuple[TokenId, ...], info: ModelInfo, defaults: SpeculationDefaults
 ) -> Job:
@@ -188,7 +201,7 @@ def _resolve(
     return Job(
         request_id=request.request_id or f"gen-{secrets.token_hex(8)}",
         prompt_token_ids=prompt,
-        sampling=_sampling(request, info),
+        sampling=_sampling(request, info, len(prompt)),
         max_length=len(prompt) + (num_left if request.max_tokens is None else request.max_tokens),
         stop_token_ids=tuple(sorted(stop)),
         policy=(options.policy or defaults.policy) if speculates else None,
@@ -198,10 +211,12 @@ def _resolve(
     )
 
 
-def _sampling(request: GenerateRequest, info: ModelInfo) -> Sampling:
+def _sampling(request: GenerateRequest, info: ModelInfo, prompt_length: int) -> Sampling:
     return Sampling(
         temperature=request.temperature or 0.0,
         top_k=min(request.top_k or 0, info.vocab_size),  # more is the same as all, and must fit 32 bits
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=secrets.randbits(53) if request.seed is None else request.seed,
+        prompt_length=prompt_length,
+        grammar=request.structured_output,
     )

@@ -8,6 +8,7 @@ from coordinator.requests import GenerateRequest, SpeculationOptions
 from coordinator.traffic import Traffic
 from protos import generation_pb2
 from rpc.errors import InvalidRequest, OutriderError
+from speculation.messages import Grammar
 
 
 def request_from_proto(message: generation_pb2.GenerateRequest) -> GenerateRequest:
@@ -23,7 +24,25 @@ def request_from_proto(message: generation_pb2.GenerateRequest) -> GenerateReque
         stop_token_ids=tuple(message.stop_token_ids),
         ignore_eos=message.ignore_eos,
         speculation=_options_from_proto(message.speculation),
+        structured_output=_grammar_from_proto(message.structured_output)
+        if message.HasField("structured_output")
+        else None,
     )
+
+
+def _grammar_from_proto(message: generation_pb2.StructuredOutput) -> Grammar:
+    """A message that says nothing becomes a grammar of no kind."""
+    match message.WhichOneof("form"):
+        case "json_schema":
+            return Grammar("json_schema", message.json_schema)
+        case "regex":
+            return Grammar("regex", message.regex)
+        case "grammar":
+            return Grammar("ebnf", message.grammar)
+        case "json_object" if message.json_object:
+            return Grammar("json_object", "")
+        case _:
+            return Grammar("", "")
 
 
 def _options_from_proto(message: generation_pb2.SpeculationOptions) -> SpeculationOptions:

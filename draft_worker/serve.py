@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 
-from draft_worker.engine import DraftEngine
+from draft_worker.engine import DraftEngine, EngineCommand, EngineOutput
 from draft_worker.settings import DraftWorkerSettings
+from grammar import GrammarCompiler
 from inference import ModelLoadError, ModelThread, load_model, load_tokenizer_json, warm_up
 from protos import draft_pb2_grpc
 from rpc.codec import DraftFrame
@@ -45,9 +46,25 @@ def load(settings: DraftWorkerSettings, on_progress: Callable[[str], None]) -> L
     info = describe_model(loaded.description, tokenizer_json)
     on_progress("warming up")
     warm_up(loaded.runtime)
-    engine = DraftEngine(loaded.runtime, info.tokenizer_size, settings.max_step_tokens, settings.flush_tokens)
-    make_thread: MakeThread[DraftFrame] = functools.partial(ModelThread, engine, num_threads=threads)
+    grammars = GrammarCompiler(tokenizer_json, info.tokenizer_size, info.eos_token_ids)
+    engine = DraftEngine(
+        loaded.runtime, info.tokenizer_size, settings.max_step_tokens, settings.flush_tokens, grammars=grammars
+    )
+    make_thread: MakeThread[DraftFrame] = functools.partial(_make_thread, engine, grammars, threads)
     return LoadedWorker(info, tokenizer_json.encode(), make_thread)
+
+
+def _make_thread(
+    engine: DraftEngine,
+    grammars: GrammarCompiler,
+    num_threads: int | None,
+    deliver: Callable[[Sequence[EngineOutput]], None],
+    *,
+    on_failure: Callable[[BaseException], None],
+) -> ModelThread[EngineCommand, EngineOutput]:
+    thread = ModelThread(engine, deliver, on_failure=on_failure, num_threads=num_threads)
+    grammars.on_done = thread.wake
+    return thread
 
 
 def _add_servicer(host: EngineHost[DraftCommand, DraftFrame], server: grpc.aio.Server) -> None:

@@ -53,6 +53,10 @@ class _Stop:
     pass
 
 
+class _Wake:
+    pass
+
+
 class ModelThread(Generic[Command, Output]):
     """Runs an engine on a thread of its own.
 
@@ -73,7 +77,7 @@ class ModelThread(Generic[Command, Output]):
         self._deliver = deliver
         self._on_failure = on_failure
         self._num_threads = num_threads
-        self._queue: SimpleQueue[Command | _Stop] = SimpleQueue()
+        self._queue: SimpleQueue[Command | _Stop | _Wake] = SimpleQueue()
         self._has_ended = threading.Event()
         # A daemon, so that a process whose main thread dies is not kept alive by a step that hangs on a device.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -90,6 +94,10 @@ class ModelThread(Generic[Command, Output]):
         if self._has_ended.is_set():
             raise ModelThreadStopped(f"the {self._thread.name} thread has ended")
         self._queue.put(command)
+
+    def wake(self) -> None:
+        """Have the engine step, as if its waiting time were over. Callable from any thread; never blocks."""
+        self._queue.put(_Wake())
 
     def stop(self) -> None:
         """End the thread after its present step and wait for it. Commands not yet applied are dropped. Repeatable."""
@@ -129,7 +137,8 @@ class ModelThread(Generic[Command, Output]):
         try:
             item = self._queue.get(timeout=None if wait_s is None else max(0.0, wait_s))
             while not isinstance(item, _Stop):
-                commands.append(item)
+                if not isinstance(item, _Wake):
+                    commands.append(item)
                 item = self._queue.get_nowait()
         except Empty:
             return commands

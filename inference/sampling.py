@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from inference.masking import exclude
 from inference.noise import gumbel
 from inference.warping import Candidates, candidates
 
@@ -34,6 +35,8 @@ class SamplingRow:
     """Keep the most likely tokens until their mass reaches top_p, at least one; 1: all."""
     seed: int = 0
     """Taken modulo 2**64."""
+    allowed: bytes | None = None
+    """Which tokens may be drawn at all, as `inference.masking.exclude` takes it; at least one. None: all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -87,6 +90,7 @@ def draw(
         raise ValueError(f"{len(logits)} rows of logits, {len(rows)} settings and {len(positions)} positions")
     if limit is not None:
         logits = logits[:, :limit]
+    logits = exclude(logits, [row.allowed for row in rows])
     if not num_runners_up and all(row.is_greedy for row in rows):
         return Draws(logits.argmax(-1).tolist(), [])
     token_ids: list[int] = [0] * len(rows)

@@ -18,6 +18,7 @@ from speculation.messages import (
     DraftCommand,
     DraftEvent,
     FinishReason,
+    Grammar,
     ModelInfo,
     OpenDraft,
     OpenTarget,
@@ -44,13 +45,27 @@ DraftFrame: TypeAlias = Sequence[tuple[SessionId, DraftEvent]]
 
 
 def sampling_to_proto(sampling: Sampling) -> common_pb2.Sampling:
+    grammar = sampling.grammar
     return common_pb2.Sampling(
-        temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, seed=sampling.seed
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        prompt_length=sampling.prompt_length,
+        grammar=None if grammar is None else common_pb2.Grammar(kind=grammar.kind, text=grammar.text),
     )
 
 
 def sampling_from_proto(message: common_pb2.Sampling) -> Sampling:
-    return Sampling(message.temperature, message.top_k, message.top_p, message.seed)
+    grammar = Grammar(message.grammar.kind, message.grammar.text) if message.HasField("grammar") else None
+    return Sampling(
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        seed=message.seed,
+        prompt_length=message.prompt_length,
+        grammar=grammar,
+    )
 
 
 def model_info_to_proto(info: ModelInfo) -> common_pb2.ModelInfo:

@@ -15,6 +15,15 @@ TokenId: TypeAlias = int
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer has to look like; see ``Grammar`` in ``common.proto``."""
+
+    kind: str
+    """"json_schema", "json_object", "regex" or "ebnf"."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How one sequence is sampled. ``temperature`` 0 is greedy, ``top_k`` 0 and ``top_p`` 1 are off."""
 
@@ -22,6 +31,9 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    prompt_length: int = 0
+    """Where the answer begins."""
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,17 @@ def _check_open(command: OpenTarget | OpenDraft, vocab_size: int) -> SessionErro
     if max(command.token_ids) >= vocab_size:
         message = f"token id {max(command.token_ids)} is outside the vocabulary [0, {vocab_size})"
         return SessionError(SessionErrorCode.INVALID, message)
-    return _check_sampling(command.sampling)
+    return _check_sampling(command.sampling) or _check_prompt_length(command)
+
+
+def _check_prompt_length(command: OpenTarget | OpenDraft) -> SessionError | None:
+    length = command.sampling.prompt_length
+    if command.sampling.grammar is None or 0 < length <= len(command.token_ids):
+        return None
+    message = (
+        f"prompt_length is {length}; with a grammar it has to be in [1, {len(command.token_ids)}], the tokens given"
+    )
+    return SessionError(SessionErrorCode.INVALID, message)
 
 
 def _check_sampling(sampling: Sampling) -> SessionError | None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
 
 from torch import Tensor
 
-from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, draw
+from grammar import GrammarError, Mask
+from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, SequenceId, draw
 from speculation.messages import SessionError, SessionErrorCode, TokenId
 from target_worker.sessions import SessionKey, TargetEntry
+
+Masks: TypeAlias = "dict[SequenceId, list[Mask]]"
+"""For each session with a grammar what it allows at each of its rows."""
 
 
 class VerifyForward:
@@ -32,6 +38,7 @@ class VerifyForward:
 
         An entry has ``num_logits`` draws: ``draws[i]`` follows its committed tokens and ``drafted[:i]``.
         """
+        entries, masks = self._constrain(entries)
         while entries:
             chunks = [Chunk(entry.session.sequence, entry.token_ids, entry.num_logits) for entry in entries]
             try:
@@ -41,8 +48,27 @@ class VerifyForward:
                 continue
             for entry in entries:
                 entry.session.num_cached += len(entry.token_ids)
-            return entries, self._draw(logits, entries)
+            return entries, self._draw(logits, entries, masks)
         return [], []
+
+    def _constrain(self, entries: list[TargetEntry]) -> tuple[list[TargetEntry], Masks]:
+        """Cuts drafted tokens that a grammar forbids, and finds what it allows at each row of the others."""
+        masks: Masks = {}
+        if all(entry.session.path is None for entry in entries):
+            return entries, masks
+        allowed: list[TargetEntry] = []
+        for entry in entries:
+            path = entry.session.path
+            if path is not None and entry.is_complete:
+                try:
+                    path.follow(entry.session.verifier.token_ids)
+                    entry = entry.cut(path.num_allowed(entry.drafted))
+                    masks[entry.session.sequence] = path.masks(entry.drafted)
+                except GrammarError as error:
+                    self._fail(entry.session.key, SessionError(SessionErrorCode.INVALID, f"grammar: {error}"))
+                    continue
+            allowed.append(entry)
+        return allowed, masks
 
     def _shrink(self, entries: list[TargetEntry], error: OutOfKVBlocks) -> list[TargetEntry]:
         """Drafted tokens go first, then the youngest session, which is computed again later; a lone one fails."""
@@ -57,14 +83,18 @@ class VerifyForward:
         self._fail(youngest.session.key, SessionError(SessionErrorCode.OUT_OF_MEMORY, str(error)))
         return []
 
-    def _draw(self, logits: Tensor, entries: Sequence[TargetEntry]) -> list[list[TokenId]]:
+    def _draw(self, logits: Tensor, entries: Sequence[TargetEntry], masks: Masks) -> list[list[TokenId]]:
         rows: list[SamplingRow] = []
         positions: list[int] = []
         for entry in entries:
             sampling = entry.session.verifier.sampling
             row = SamplingRow(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
             start = len(entry.session.verifier.token_ids)
-            rows.extend([row] * entry.num_logits)
+            of_grammar = masks.get(entry.session.sequence)
+            if of_grammar is None:
+                rows.extend([row] * entry.num_logits)
+            else:  # more masks than rows, if memory was short
+                rows.extend(replace(row, allowed=mask) for mask in of_grammar[: entry.num_logits])
             positions.extend(range(start, start + entry.num_logits))
         token_ids = draw(logits, rows, positions, limit=self._vocab_size).token_ids if rows else []
         draws, start = [], 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 
+from grammar import GrammarCompiler
 from inference import ModelLoadError, ModelThread, load_model, load_tokenizer_json, warm_up
 from protos import target_pb2_grpc
 from rpc.engine_host import EngineHost, MakeThread
@@ -15,7 +16,7 @@ from rpc.server import OnStatus
 from rpc.worker_process import LoadedWorker, describe_model, serve_worker
 from rpc.worker_servicer import TARGET_SERVICE, TargetWorkerServicer
 from speculation.messages import TargetCommand, TargetFrame
-from target_worker.engine import VerifyEngine
+from target_worker.engine import EngineCommand, EngineOutput, VerifyEngine
 from target_worker.settings import TargetWorkerSettings
 
 
@@ -46,9 +47,23 @@ def load(
     info = describe_model(loaded.description, tokenizer_json)
     on_progress("warming up")
     warm_up(loaded.runtime)
-    engine = VerifyEngine(loaded.runtime, info.tokenizer_size, settings.max_step_tokens)
-    make_thread: MakeThread[TargetFrame] = functools.partial(ModelThread, engine, num_threads=threads)
+    grammars = GrammarCompiler(tokenizer_json, info.tokenizer_size, info.eos_token_ids)
+    engine = VerifyEngine(loaded.runtime, info.tokenizer_size, settings.max_step_tokens, grammars=grammars)
+    make_thread: MakeThread[TargetFrame] = functools.partial(_make_thread, engine, grammars, threads)
     return LoadedWorker(info, tokenizer_json.encode(), make_thread)
+
+
+def _make_thread(
+    engine: VerifyEngine,
+    grammars: GrammarCompiler,
+    num_threads: int | None,
+    deliver: Callable[[Sequence[EngineOutput]], None],
+    *,
+    on_failure: Callable[[BaseException], None],
+) -> ModelThread[EngineCommand, EngineOutput]:
+    thread = ModelThread(engine, deliver, on_failure=on_failure, num_threads=num_threads)
+    grammars.on_done = thread.wake
+    return thread
 
 
 def _add_servicer(host: EngineHost[TargetCommand, TargetFrame], server: grpc.aio.Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from grammar import GrammarPath
 from inference import Runtime, SequenceId
 from rpc.engine_host import ConnectionId
 from speculation.messages import SessionId
@@ -20,6 +21,8 @@ class TargetSession(CachedSession):
 
     key: SessionKey
     sequence: SequenceId
+    path: GrammarPath | None = None
+    """Where the answer stands in its grammar; None: anything may be said."""
 
     def roll_back(self, runtime: Runtime) -> None:
         """After a step: drafted tokens leave the cache, accepted ones stay."""
