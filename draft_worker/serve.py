@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import grpc
 
-from draft_worker.engine import DraftEngine, EngineCommand, EngineOutput
+from draft_worker.engine import DraftEngine
 from draft_worker.settings import DraftWorkerSettings
 from grammar import GrammarCompiler
 from inference import ModelLoadError, ModelThread, load_model, load_tokenizer_json, warm_up
@@ -50,21 +50,8 @@ def load(settings: DraftWorkerSettings, on_progress: Callable[[str], None]) -> L
     engine = DraftEngine(
         loaded.runtime, info.tokenizer_size, settings.max_step_tokens, settings.flush_tokens, grammars=grammars
     )
-    make_thread: MakeThread[DraftFrame] = functools.partial(_make_thread, engine, grammars, threads)
+    make_thread: MakeThread[DraftFrame] = functools.partial(ModelThread, engine, num_threads=threads, woken_by=grammars)
     return LoadedWorker(info, tokenizer_json.encode(), make_thread)
-
-
-def _make_thread(
-    engine: DraftEngine,
-    grammars: GrammarCompiler,
-    num_threads: int | None,
-    deliver: Callable[[Sequence[EngineOutput]], None],
-    *,
-    on_failure: Callable[[BaseException], None],
-) -> ModelThread[EngineCommand, EngineOutput]:
-    thread = ModelThread(engine, deliver, on_failure=on_failure, num_threads=num_threads)
-    grammars.on_done = thread.wake
-    return thread
 
 
 def _add_servicer(host: EngineHost[DraftCommand, DraftFrame], server: grpc.aio.Server) -> None:

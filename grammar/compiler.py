@@ -28,7 +28,7 @@ class GrammarCompiler:
     """Compiles for one tokenizer. Callable from any thread; starts none and reads no tokenizer before it is used."""
 
     def __init__(self, tokenizer_json: str, num_tokens: int, end_token_ids: Sequence[TokenId]) -> None:
-        """Tokens at ``num_tokens`` and beyond are never allowed; ``end_token_ids`` are, where an answer is complete."""
+        """The model draws no token at ``num_tokens`` or beyond; complete answers end with one of ``end_token_ids``."""
         self._tokenizer_json = tokenizer_json
         self._num_tokens = num_tokens
         self._end_token_ids = frozenset(end_token_ids)
@@ -80,6 +80,13 @@ class GrammarCompiler:
         if not self._end_token_ids:
             raise GrammarError("cannot be had: the model has no end-of-text token that could end the answer")
         try:
-            return LLTokenizer(self._tokenizer_json, n_vocab=self._num_tokens, eos_token=sorted(self._end_token_ids))
+            return self._read_tokenizer()
         except Exception as error:  # whatever the library makes of a tokenizer it does not know
             raise GrammarError(f"cannot be had with this model's tokenizer: {shown(str(error))}") from error
+
+    def _read_tokenizer(self) -> LLTokenizer:
+        end_token_ids = sorted(self._end_token_ids)
+        try:
+            return LLTokenizer(self._tokenizer_json, n_vocab=self._num_tokens, eos_token=end_token_ids)
+        except ValueError:  # it has more tokens than the model; whoever draws never draws those
+            return LLTokenizer(self._tokenizer_json, eos_token=end_token_ids)

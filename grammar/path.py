@@ -51,8 +51,10 @@ class GrammarPath:
 
     def num_allowed(self, ahead: Sequence[TokenId]) -> int:
         """How many of these tokens, in this order, may follow the committed ones."""
-        self._move(())
-        return int(self._matcher.validate_tokens(list(ahead))) if ahead else 0
+        self._move(ahead)
+        count = len(self._ahead)
+        ends_here = count < len(ahead) and ahead[count] in self._end_token_ids and self._matcher.is_accepting()
+        return count + ends_here
 
     def masks(self, ahead: Sequence[TokenId]) -> list[Mask]:
         """What may come behind the committed tokens and ``ahead[:i]``, for ``i`` in ``[0, len(ahead)]``.

@@ -43,8 +43,8 @@ def _json_schema(text: str) -> str:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"is not JSON: {shown(str(error))}") from None
-    if not isinstance(schema, dict | bool):
-        raise GrammarError("is no JSON schema: that is an object, true or false")
+    if not isinstance(schema, dict):
+        raise GrammarError("is no JSON schema that says anything: that is an object")
     _check_multiples(schema)
     return _of_schema(text)
 

@@ -45,6 +45,13 @@ class Engine(Protocol[CommandIn, OutputOut]):
         ...
 
 
+class Waker(Protocol):
+    """Has something for the engine now and then, which it fetches in its next step."""
+
+    on_done: Callable[[], None]
+    """Called from any thread when there is something."""
+
+
 class ModelThreadStopped(RuntimeError):
     """The thread has been stopped or has failed, so the command would never be looked at."""
 
@@ -71,6 +78,7 @@ class ModelThread(Generic[Command, Output]):
         *,
         on_failure: Callable[[BaseException], None] | None = None,
         num_threads: int | None = None,
+        woken_by: Waker | None = None,
         name: str = "model",
     ) -> None:
         self._engine = engine
@@ -79,6 +87,8 @@ class ModelThread(Generic[Command, Output]):
         self._num_threads = num_threads
         self._queue: SimpleQueue[Command | _Stop | _Wake] = SimpleQueue()
         self._has_ended = threading.Event()
+        if woken_by is not None:
+            woken_by.on_done = self.wake
         # A daemon, so that a process whose main thread dies is not kept alive by a step that hangs on a device.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import grpc
 
@@ -16,7 +16,7 @@ from rpc.server import OnStatus
 from rpc.worker_process import LoadedWorker, describe_model, serve_worker
 from rpc.worker_servicer import TARGET_SERVICE, TargetWorkerServicer
 from speculation.messages import TargetCommand, TargetFrame
-from target_worker.engine import EngineCommand, EngineOutput, VerifyEngine
+from target_worker.engine import VerifyEngine
 from target_worker.settings import TargetWorkerSettings
 
 
@@ -49,21 +49,10 @@ def load(
     warm_up(loaded.runtime)
     grammars = GrammarCompiler(tokenizer_json, info.tokenizer_size, info.eos_token_ids)
     engine = VerifyEngine(loaded.runtime, info.tokenizer_size, settings.max_step_tokens, grammars=grammars)
-    make_thread: MakeThread[TargetFrame] = functools.partial(_make_thread, engine, grammars, threads)
+    make_thread: MakeThread[TargetFrame] = functools.partial(
+        ModelThread, engine, num_threads=threads, woken_by=grammars
+    )
     return LoadedWorker(info, tokenizer_json.encode(), make_thread)
-
-
-def _make_thread(
-    engine: VerifyEngine,
-    grammars: GrammarCompiler,
-    num_threads: int | None,
-    deliver: Callable[[Sequence[EngineOutput]], None],
-    *,
-    on_failure: Callable[[BaseException], None],
-) -> ModelThread[EngineCommand, EngineOutput]:
-    thread = ModelThread(engine, deliver, on_failure=on_failure, num_threads=num_threads)
-    grammars.on_done = thread.wake
-    return thread
 
 
 def _add_servicer(host: EngineHost[TargetCommand, TargetFrame], server: grpc.aio.Server) -> None:

@@ -4,7 +4,7 @@ for every token, no cache, noise and warping in numpy. Shares no code with what 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,11 +63,17 @@ def decode(
     parameters: Parameters,
     max_tokens: int,
     stop_token_ids: Sequence[int] = (),
+    allowed: Callable[[Sequence[int]], np.ndarray] | None = None,
 ) -> list[int]:
-    """Up to ``max_tokens`` tokens after ``prompt``, a stop token included."""
+    """Up to ``max_tokens`` tokens after ``prompt``, a stop token included.
+
+    ``allowed``, if given, says of each token whether it may follow an answer: bool [V].
+    """
     token_ids = list(prompt)
     while len(token_ids) < len(prompt) + max_tokens:
         logits = model(torch.tensor([token_ids]), use_cache=False).logits[0, -1].float().numpy()
+        if allowed is not None:
+            logits = np.where(allowed(token_ids[len(prompt) :]), logits, -np.inf)
         token_ids.append(draw(logits, parameters, len(token_ids)))
         if token_ids[-1] in stop_token_ids:
             break

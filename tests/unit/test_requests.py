@@ -35,7 +35,7 @@ def test_defaults() -> None:
     assert dataclasses.replace(job, request_id="") == Job(
         request_id="",
         prompt_token_ids=(1, 2, 3),
-        sampling=Sampling(0.0, 0, 1.0, 5),
+        sampling=Sampling(0.0, 0, 1.0, 5, prompt_length=3),
         max_length=100,
         stop_token_ids=(0,),
         policy="goodput",
@@ -63,7 +63,7 @@ def test_everything_said() -> None:
         )
     )
 
-    assert job == Job("mine", (4, 5), Sampling(0.8, 3, 0.9, 2**64 - 1), 12, (7, 9), "fixed", 2, 7)
+    assert job == Job("mine", (4, 5), Sampling(0.8, 3, 0.9, 2**64 - 1, 2), 12, (7, 9), "fixed", 2, 7)
 
 
 def test_without_a_seed_one_is_drawn_each_time() -> None:
