@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,12 +15,16 @@ from transformers import LlamaForCausalLM
 from coordinator.coordinator import Coordinator
 from coordinator.events import FinishedEvent, TokensEvent
 from coordinator.requests import GenerateRequest, SpeculationOptions
+from grammar import GrammarCompiler
 from inference import load_tokenizer_json
+from rpc.engine_host import ConnectionId, Submitted
 from rpc.errors import InvalidRequest
-from speculation.messages import FinishReason, Grammar
+from speculation.messages import CloseSession, FinishReason, Grammar, OpenTarget, Sampling, SessionId, Verdict
 from speculation.relay import SessionStats
+from target_worker.engine import VerifyEngine
 from tests.doubles import grammars, reference
 from tests.doubles.tiny_models import VOCAB_SIZE
+from tests.grammar.test_compiler import GatedCompiler
 from tests.workers.test_exactness import stack
 
 NUM_REQUESTS = 48
@@ -151,3 +156,49 @@ async def test_bad_grammars_are_refused_before_any_worker_is_asked(make_runtime,
         request = GenerateRequest((5,), ignore_eos=True, structured_output=grammars.GRAMMARS[0])
         with pytest.raises(InvalidRequest, match="ignore_eos: contradicts structured_output"):
             await anext(coordinator.generate(request))
+
+
+def test_a_target_that_takes_over_in_mid_answer_goes_on_alike(make_runtime, model_folders, expected) -> None:
+    tokenizer_json = load_tokenizer_json(str(model_folders["target"]))
+    for asked, answer in list(expected.items())[:8]:
+        for num_said in (0, 1, len(answer) // 2, len(answer) - 1):
+            compiler = GrammarCompiler(tokenizer_json, VOCAB_SIZE, (0,))
+            engine = VerifyEngine(make_runtime(), VOCAB_SIZE, 64, grammars=compiler)
+            parameters = asked.parameters
+            sampling = Sampling(
+                parameters.temperature,
+                parameters.top_k,
+                parameters.top_p,
+                parameters.seed,
+                prompt_length=len(asked.prompt),
+                grammar=asked.grammar,
+            )
+            said = (*asked.prompt, *answer[:num_said])
+            command = OpenTarget(said, sampling, len(asked.prompt) + MAX_TOKENS, (0,), 0)
+            assert run_alone(engine, command) == answer[num_said:]
+
+
+def run_alone(engine: VerifyEngine, command: OpenTarget, session: int = 1) -> list[int]:
+    """All tokens that an engine says after ``command``."""
+    engine.apply([Submitted(ConnectionId(1), [(SessionId(session), command)], 0.0)])
+    tokens: list[int] = []
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        for _, frame in engine.step().outputs:
+            for _, event in frame.items:
+                assert isinstance(event, Verdict), event
+                tokens += event.token_ids
+                if event.finish_reason is not None:
+                    return tokens
+    raise AssertionError("the engine does not come to an end")
+
+
+def test_a_session_whose_grammar_is_compiled_delays_nobody(make_runtime, model_folders) -> None:
+    compiler = GatedCompiler()
+    engine = VerifyEngine(make_runtime(), VOCAB_SIZE, 64, grammars=compiler)
+    bound = OpenTarget((5,), Sampling(prompt_length=1, grammar=Grammar("regex", "x")), 9, (0,), 0)
+    engine.apply([Submitted(ConnectionId(1), [(SessionId(1), bound)], 0.0)])
+    assert engine.step().wait_s is None  # until somebody wakes it
+    assert len(run_alone(engine, OpenTarget((5,), Sampling(), 9, (0,), 0), 2)) > 0
+    engine.apply([Submitted(ConnectionId(1), [(SessionId(1), CloseSession())], 0.0)])
+    compiler.gate.set()
