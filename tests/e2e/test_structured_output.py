@@ -33,9 +33,14 @@ SCHEMAS = (
         "properties": {
             "id": {"type": "string", "pattern": "^[A-Z]{3}-[0-9]{4}$"},
             "price": {"type": "number", "minimum": 0, "maximum": 99, "multipleOf": 0.25},
+            "parent": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/parent"}]},
+        },
+        "$defs": {
             "parent": {
-                "anyOf": [{"type": "null"}, {"type": "object", "properties": {"id": {"type": "integer", "maximum": 9}}}]
-            },
+                "type": "object",
+                "properties": {"id": {"type": "integer", "minimum": 0, "maximum": 9}},
+                "additionalProperties": False,
+            }
         },
         "required": ["id", "price", "parent"],
         "additionalProperties": False,
