@@ -15,7 +15,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from grammar import GrammarCompiler, GrammarError, GrammarPath, Mask, PendingPaths
-from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, SequenceId, StepResult, draw
+from inference import Chunk, OutOfKVBlocks, Runtime, SequenceId, SequenceRows, StepResult, draw
 from rpc.codec import DraftFrame
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.draft_lines import DraftLine, LineId
@@ -44,6 +44,7 @@ SessionKey: TypeAlias = tuple[ConnectionId, SessionId]
 class _Session:
     key: SessionKey
     drafter: DrafterSession
+    rows: SequenceRows
     sequences: dict[LineId, SequenceId]
     path: GrammarPath | None = None
     """Where the answer stands in its grammar; None: anything may be said."""
@@ -134,7 +135,8 @@ class DraftEngine:
             self._fail(key, error)
             return
         drafter = self._schedule.open(command, self._vocab_size, self._runtime.max_context)
-        self._sessions[key] = _Session(key, drafter, {drafter.main.id: self._runtime.open()})
+        rows = SequenceRows(command.sampling, drafter.prompt_length, command.stop_token_ids, self._vocab_size)
+        self._sessions[key] = _Session(key, drafter, rows, {drafter.main.id: self._runtime.open()})
         self._paths.start(key, command.sampling, command.token_ids)
 
     def _commit(self, session: _Session, command: Commit) -> None:
@@ -216,8 +218,8 @@ class DraftEngine:
         rows, positions = [], []
         for entry, mask in zip(entries, masks, strict=True):
             drafter = entry.session.drafter
-            sampling = drafter.sampling
-            rows.append(SamplingRow(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed, mask))
+            row = entry.session.rows.row(drafter.committed, drafter.ahead(entry.line))
+            rows.append(row if mask is None else row.with_allowed(mask))
             positions.append(drafter.position(entry.line))
         draws = draw(logits, rows, positions, limit=self._vocab_size, num_runners_up=NUM_RUNNERS_UP)
         for entry, token_id, runners_up in zip(entries, draws.token_ids, draws.runners_up, strict=True):

@@ -31,7 +31,9 @@ class PendingPaths(Generic[KeyT]):
             self._futures[key] = Future()
             self._futures[key].set_exception(GrammarError("this worker has no compiler of grammars"))
         else:
-            self._futures[key] = self._compiler.start(sampling.grammar, token_ids, sampling.prompt_length)
+            self._futures[key] = self._compiler.start(
+                sampling.grammar, token_ids, sampling.prompt_length or len(token_ids)
+            )
 
     def drop(self, key: KeyT) -> None:
         """The session is gone. Unknown keys are ignored."""

@@ -36,6 +36,7 @@ class DrafterSession:
     ) -> None:
         """``statistics`` are the worker's: the session starts from them and adds to them."""
         self.sampling = command.sampling
+        self.prompt_length = command.sampling.prompt_length or len(command.token_ids)
         self._lookahead = min(command.lookahead, MAX_LOOKAHEAD)
         self._vocab_size = vocab_size
         self._max_length = min(command.max_length or max_context, max_context)
@@ -105,7 +106,7 @@ class DrafterSession:
         return len(self._committed) + line.start + len(line)
 
     def ahead(self, line: DraftLine) -> list[TokenId]:
-        """Tokens from the committed ones to the end of ``line``."""
+        """The drafted tokens from the committed ones to the end of ``line``."""
         return self._lines.main.token_ids[: line.start] + line.token_ids
 
     def drafted(self, line: DraftLine, guess: Guess) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from grammar import GrammarPath
-from inference import Runtime, SequenceId
+from inference import Runtime, SequenceId, SequenceRows
 from rpc.engine_host import ConnectionId
-from speculation.messages import SessionId
+from speculation.messages import SessionId, TokenLogprobs
 from speculation.step_schedule import CachedSession, StepEntry
 
 SessionKey: TypeAlias = tuple[ConnectionId, SessionId]
@@ -21,6 +21,9 @@ class TargetSession(CachedSession):
 
     key: SessionKey
     sequence: SequenceId
+    rows: SequenceRows
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as it has been prefilled, until the first verdict has them."""
     path: GrammarPath | None = None
     """Where the answer stands in its grammar; None: anything may be said."""
 
