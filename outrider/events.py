@@ -95,6 +95,12 @@ class SpeculationStats:
     """Steps that contradicted what was drafted."""
     num_caught: int = 0
     """Of these, steps after which a branch went on from the target's own token."""
+    steps_by_accepted: tuple[tuple[int, int], ...] = ()
+    """``(accepted, steps)``: steps with drafted tokens, by how many of those were accepted."""
+    num_wasted: int = 0
+    """Drafted tokens that draft workers sent and that were not accepted."""
+    estimated_speedup: float = 0.0
+    """Over plain decoding; 0 if unknown, or decoded plainly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +259,9 @@ def _finished(finished: pb.Finished, choice: int) -> Finished:
             policy=stats.policy,
             num_misses=stats.num_misses,
             num_caught=stats.num_caught,
+            steps_by_accepted=tuple(sorted(stats.steps_by_accepted.items())),
+            num_wasted=stats.num_wasted,
+            estimated_speedup=stats.estimated_speedup,
         ),
         timing=Timing(timing.queue_s, timing.first_token_s, timing.total_s),
         choice=choice,
