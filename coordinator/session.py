@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from coordinator.links import WorkerLink
 from coordinator.requests import Job
+from coordinator.structured_output import FIELD as STRUCTURED_OUTPUT
 from rpc.codec import DraftFrame
 from rpc.errors import FieldViolation, InvalidRequest, OutriderError, Overloaded, SessionFailed, SlowReader
 from speculation.adaptive_k import Load
@@ -27,6 +28,7 @@ from speculation.messages import (
     TargetCommand,
     TargetEvent,
     TargetFrame,
+    TokenLogprobs,
 )
 from speculation.relay import Action, Emit, Fail, Finish, RelaySession, SessionStats, ToDraft, ToTarget
 
@@ -38,11 +40,27 @@ class Session:
     """A job, its relay once it is placed, and its unread output."""
 
     def __init__(
-        self, session_id: SessionId, job: Job, arrived_s: float, max_unread: int, on_over: Callable[[Session], None]
+        self,
+        session_id: SessionId,
+        job: Job,
+        arrived_s: float,
+        max_unread: int,
+        on_over: Callable[[Session], None],
+        changed: asyncio.Event,
+        parent: Session | None = None,
     ) -> None:
-        """``on_over`` is called once, when the session holds no worker any more. Times are ``time.monotonic()``."""
+        """``on_over`` is called once, when the session holds no worker any more. Times are ``time.monotonic()``.
+
+        ``changed`` is set when there is something to read; choices of one request share it. ``parent`` is the first
+        of them, whose prompt the others share.
+        """
         self.id = session_id
         self.job = job
+        self.parent = parent
+        self.target_name = ""
+        """The last target that it had."""
+        self.num_beside = 1
+        """Sessions that the target had at the last verdict, this one included."""
         self.target: TargetLink | None = None
         self.draft: DraftLink | None = None
         self.give_up: asyncio.TimerHandle | None = None
@@ -52,13 +70,14 @@ class Session:
         self.first_token_s = 0.0
         self.over_s = 0.0
         self.finish_reason: FinishReason | None = None
+        self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         self._on_over = on_over
         self._relay: RelaySession | None = None
         self._is_over = False
         self._error: OutriderError | None = None
         self._unread: deque[Emit] = deque()
         self._max_unread = max_unread
-        self._changed = asyncio.Event()
+        self._changed = changed
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -89,7 +108,7 @@ class Session:
         self._changed.set()
 
     def attach_target(self, link: TargetLink) -> None:
-        self.target = link
+        self.target, self.target_name = link, link.name
         link.sessions[self.id] = self
         self._perform(self.relay.on_target_up(time.monotonic()))
 
@@ -109,6 +128,7 @@ class Session:
     # -- events from the workers ------------------------------------------------------------------------------------
 
     def on_target_event(self, event: TargetEvent, load: Load, now_s: float) -> None:
+        self.num_beside = load.num_sessions
         self._perform(self.relay.on_target_event(event, load, now_s))
 
     def on_draft_event(self, event: DraftEvent, now_s: float) -> None:
@@ -133,6 +153,7 @@ class Session:
                     self.draft.send(self.id, action.command)
             elif isinstance(action, Emit):
                 self._unread.append(action)
+                self.prompt_logprobs = self.prompt_logprobs or action.prompt_logprobs
                 self._changed.set()
                 self.first_token_s = self.first_token_s or time.monotonic()
             elif isinstance(action, Finish):
@@ -162,6 +183,12 @@ class Session:
             self._perform(self._relay.cancel(time.monotonic()))
         self._end()
 
+    def stop(self) -> None:
+        """Its reader has found the end of the answer in what was emitted; what else there is does not matter."""
+        self.finish_reason, self._error = FinishReason.STOP, None
+        self._unread.clear()
+        self.cancel()
+
     def _end(self) -> None:
         if self._is_over:
             return
@@ -184,11 +211,19 @@ class Session:
         if self._relay is None and self._error is not None:
             raise self._error
 
-    async def read(self) -> list[Emit]:
-        """What was emitted since; waits if nothing was. Empty at the end. Raises the error the session failed with."""
+    async def wait_first_token(self) -> None:
+        """Returns when something was emitted, or nothing will be."""
         while not self._unread and not self._is_over:
             self._changed.clear()
             await self._changed.wait()
+
+    @property
+    def is_read(self) -> bool:
+        """The session has ended well, and all that it emitted has been taken."""
+        return self._is_over and not self._unread and self._error is None
+
+    def take(self) -> list[Emit]:
+        """What was emitted since, perhaps nothing. Raises the error the session failed with, when all else is taken."""
         if not self._unread and self._error is not None:
             raise self._error
         emitted = list(self._unread)
@@ -201,5 +236,6 @@ def _error_of(failure: Fail) -> OutriderError:
     if code is SessionErrorCode.OUT_OF_MEMORY:
         return Overloaded(message)
     if code is SessionErrorCode.INVALID:
-        return InvalidRequest(FieldViolation("request", message))
+        field = STRUCTURED_OUTPUT if message.startswith("grammar: ") else "request"
+        return InvalidRequest(FieldViolation(field, message))
     return SessionFailed(f"the target worker gave up this request ({code.value}): {message}; try again")

@@ -14,11 +14,13 @@ from inference.errors import (
     UnknownSequence,
 )
 from inference.loading import LoadedModel, ModelDescription, load_model, load_tokenizer_json
+from inference.logprobs import RowLogprobs, logprobs
 from inference.model_thread import Engine, ModelThread, ModelThreadStopped, StepResult
 from inference.noise import gumbel, random_bits, uniform
 from inference.paged_runtime import PagedRuntime
 from inference.runtime import Chunk, Runtime, SequenceId
-from inference.sampling import Draws, SamplingRow, draw
+from inference.sampling import Draws, SamplingRow, draw, warped
+from inference.sequence_rows import SamplingParameters, SequenceRows
 from inference.warm_up import warm_up
 
 __all__ = [
@@ -36,16 +38,21 @@ __all__ = [
     "ModelThreadStopped",
     "OutOfKVBlocks",
     "PagedRuntime",
+    "RowLogprobs",
     "Runtime",
+    "SamplingParameters",
     "SamplingRow",
     "SequenceId",
+    "SequenceRows",
     "StepResult",
     "UnknownSequence",
     "draw",
     "gumbel",
     "load_model",
     "load_tokenizer_json",
+    "logprobs",
     "random_bits",
     "uniform",
     "warm_up",
+    "warped",
 ]

@@ -17,8 +17,9 @@ along when drafting resumes.
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from speculation.adaptive_k import KPolicy, Load
@@ -28,18 +29,23 @@ from speculation.messages import (
     DraftCommand,
     DraftEvent,
     FinishReason,
+    LogprobOptions,
     OpenDraft,
     OpenTarget,
     Proposal,
     Sampling,
     SessionError,
+    SessionId,
     SetK,
     SetLookahead,
     TargetCommand,
     TargetEvent,
     TokenId,
+    TokenLogprobs,
     Verdict,
 )
+
+NO_SESSION = SessionId(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,10 @@ class Emit:
     num_accepted: int
     num_drafted: int
     k: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """As many as ``token_ids`` if the session asked for them."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens from the second on, in the first one if the session asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,8 @@ class SessionStats:
     num_target_losses: int = 0
     num_misses: int = 0
     num_caught: int = 0
+    steps_by_accepted: Counter[int] = field(default_factory=Counter)
+    """Steps with drafted tokens, by how many of those were accepted."""
 
     def count(self, verdict: Verdict, k: int) -> None:
         """Adds one step that had ``k`` as its cap."""
@@ -113,6 +125,13 @@ class SessionStats:
         self.num_caught += verdict.caught
         self.sum_k += k
         self.last_k = k
+        if verdict.num_drafted:
+            self.steps_by_accepted[verdict.num_accepted] += 1
+
+    @property
+    def num_wasted(self) -> int:
+        """Drafted tokens that draft workers sent and that were not accepted, for whatever reason."""
+        return max(0, self.num_proposed - self.num_accepted)
 
     @property
     def acceptance_rate(self) -> float:
@@ -167,6 +186,9 @@ class RelaySession:
         draft_max_length: int = 0,
         turns: bool = False,
         max_branches: int = 0,
+        logprobs: LogprobOptions | None = None,
+        prompt_logprobs: int | None = None,
+        fork_of: SessionId = NO_SESSION,
     ) -> None:
         """``policy`` None is plain decoding; ``draft_max_length``, if not 0, is where the draft's context ends.
 
@@ -182,6 +204,9 @@ class RelaySession:
         self._draft_max_length = min(draft_max_length, max_length) if draft_max_length else max_length
         self._turns = turns
         self._max_branches = 0 if turns else max_branches
+        self._logprobs = logprobs
+        self._prompt_logprobs = prompt_logprobs
+        self._fork_of = fork_of
         self._drafter = _Drafter.ABSENT
         self._target_open = False
         self._over = False
@@ -207,8 +232,17 @@ class RelaySession:
             return []
         self._target_open = True
         self._k = self._wanted_k()
+        is_first = self.stats.num_steps == 0
         command = OpenTarget(
-            tuple(self._token_ids), self._sampling, self._max_length, self._stop_token_ids, self._k, self._turns
+            token_ids=tuple(self._token_ids),
+            sampling=self._sampling,
+            max_length=self._max_length,
+            stop_token_ids=self._stop_token_ids,
+            k=self._k,
+            turns=self._turns,
+            logprobs=self._logprobs,
+            prompt_logprobs=self._prompt_logprobs if is_first else None,  # what has been told is not computed again
+            fork_of=self._fork_of if is_first else NO_SESSION,
         )
         return [ToTarget(command), *self._steer_drafter()]
 
@@ -231,7 +265,10 @@ class RelaySession:
     def _on_verdict(self, verdict: Verdict, load: Load, now_s: float) -> list[Action]:
         self._token_ids.extend(verdict.token_ids)
         self.stats.count(verdict, self._k)
-        emit = Emit(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k)
+        emit = Emit(
+            *(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k),
+            *(verdict.logprobs, verdict.prompt_logprobs),
+        )
         if verdict.finish_reason is not None:
             return self._end([emit, Finish(verdict.finish_reason)], close_target=False)
         if self._policy is not None and self._drafter is not _Drafter.ABSENT:
@@ -329,7 +366,12 @@ class RelaySession:
         self._drafter, self._lookahead = _Drafter.DRAFTING, lookahead
         self._draft_knows = len(self._token_ids)
         command = OpenDraft(
-            tuple(self._token_ids), self._sampling, lookahead, self._draft_max_length, self._max_branches
+            token_ids=tuple(self._token_ids),
+            sampling=self._sampling,
+            lookahead=lookahead,
+            max_length=self._draft_max_length,
+            max_branches=self._max_branches,
+            stop_token_ids=self._stop_token_ids if len(self._token_ids) < self._sampling.min_length else (),
         )
         return [ToDraft(command)]
 
