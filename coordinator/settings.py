@@ -25,6 +25,8 @@ class CoordinatorSettings(BaseSettings):
     """Interface to listen on; 0.0.0.0 is all of them."""
     port: int = Field(50051, ge=0, le=65535)
     """0 takes any free port."""
+    http_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of the OpenAI-compatible HTTP API, on the same interface. 0: any free one. Unset: no HTTP."""
     policy: Literal["fixed", "threshold", "goodput"] = "goodput"
     """How K is chosen where a request does not say."""
     max_k: int = Field(6, ge=0, le=64)

@@ -95,7 +95,7 @@ class Up:
 
 def start_up(*arguments: str) -> subprocess.Popen[str]:
     """``outrider up`` on any free port, not yet ready."""
-    command = [*_COMMAND, "up", "--grpc-port=0", *arguments]
+    command = [*_COMMAND, "up", "--grpc-port=0", "--http-port=0", *arguments]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT
     )
