@@ -27,6 +27,8 @@ class CoordinatorSettings(BaseSettings):
     """0 takes any free port."""
     http_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of the OpenAI-compatible HTTP API, on the same interface. 0: any free one. Unset: no HTTP."""
+    served_model_name: str = ""
+    """Name by which HTTP clients know the model. Unset: its own; of a path the last part."""
     policy: Literal["fixed", "threshold", "goodput"] = "goodput"
     """How K is chosen where a request does not say."""
     max_k: int = Field(6, ge=0, le=64)

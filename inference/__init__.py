@@ -13,7 +13,14 @@ from inference.errors import (
     OutOfKVBlocks,
     UnknownSequence,
 )
-from inference.loading import LoadedModel, ModelDescription, load_model, load_tokenizer_json
+from inference.loading import (
+    LoadedModel,
+    LoadedTokenizer,
+    ModelDescription,
+    load_model,
+    load_tokenizer,
+    load_tokenizer_json,
+)
 from inference.model_thread import Engine, ModelThread, ModelThreadStopped, StepResult
 from inference.noise import gumbel, random_bits, uniform
 from inference.paged_runtime import PagedRuntime
@@ -29,6 +36,7 @@ __all__ = [
     "InferenceError",
     "IntegrityError",
     "LoadedModel",
+    "LoadedTokenizer",
     "ModelDescription",
     "ModelLoadError",
     "ModelNotFound",
@@ -44,6 +52,7 @@ __all__ = [
     "draw",
     "gumbel",
     "load_model",
+    "load_tokenizer",
     "load_tokenizer_json",
     "random_bits",
     "uniform",

@@ -13,18 +13,18 @@ MAX_PROMPTS = 64
 """Prompts in one completion request."""
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """``stream_options``."""
 
     include_usage: bool = False
     """One more chunk at the end, without choices, that has ``usage``."""
 
 
-class SpeculationBody(_Body):
+class SpeculationBody(Body):
     """How to speculate; never changes the text. Unset is the deployment's choice."""
 
     enabled: bool = True
@@ -41,7 +41,7 @@ class SpeculationBody(_Body):
     """Every chunk of a stream tells of its step: tokens, which were drafted, K."""
 
 
-class GenerationBody(_Body):
+class GenerationBody(Body):
     """What completions and chat completions have in common."""
 
     model: str = ""
@@ -98,16 +98,18 @@ class CompletionBody(GenerationBody):
     echo: bool = False
     best_of: int | None = None
     suffix: str | None = None
+    add_special_tokens: bool = True
+    """Let the tokenizer add what it adds to a text, such as a beginning-of-text token."""
 
 
-class TextPart(_Body):
+class TextPart(Body):
     """A part of a message's content; this server knows text alone."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Body):
+class Message(Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]

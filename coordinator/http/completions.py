@@ -8,22 +8,25 @@ from starlette.responses import Response
 from coordinator.coordinator import Coordinator
 from coordinator.http.answers import Reply, respond
 from coordinator.http.bodies import CompletionBody, GenerationBody
+from coordinator.http.model_name import ModelName
 from coordinator.http.request_id import request_id_of
 from coordinator.http.shapes import Shape, TextShape
 from coordinator.http.translation import completion_tokens, prompts_of, to_request
 
 
-def completions_router(coordinator: Coordinator) -> APIRouter:
+def completions_router(coordinator: Coordinator, model_name: ModelName) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Completes a text, or several."""
+        model_name.check(body.model)
         request_id = request_id_of(request)
         requests = [
-            to_request(body, prompt, body.model, completion_tokens(body), request_id) for prompt in prompts_of(body)
+            to_request(body, prompt, completion_tokens(body), request_id, body.add_special_tokens)
+            for prompt in prompts_of(body)
         ]
-        reply = reply_for(body, TextShape(), request_id, coordinator.deployment().model.name)
+        reply = reply_for(body, TextShape(), request_id, model_name.shown())
         return await respond(request, coordinator, requests, reply)
 
     return router

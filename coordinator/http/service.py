@@ -7,26 +7,25 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter
 
 from coordinator.coordinator import Coordinator
+from coordinator.http.model_name import ModelName, last_part
 from coordinator.http.shapes import Json
-from rpc.errors import ModelNotFound, Unavailable
+from rpc.errors import Unavailable
 
 
-def service_router(coordinator: Coordinator, created: int) -> APIRouter:
+def service_router(coordinator: Coordinator, model_name: ModelName, created: int) -> APIRouter:
     """``created``: when this server started, in seconds since 1970; models have no better date."""
     router = APIRouter()
 
     @router.get("/v1/models")
     async def models() -> Json:
         """The one model that is served."""
-        return {"object": "list", "data": [_model(coordinator, created)]}
+        return {"object": "list", "data": [_model(coordinator, model_name.shown(), created)]}
 
     @router.get("/v1/models/{model:path}")
     async def model(model: str) -> Json:
         """The served model, if it has that name."""
-        served = coordinator.deployment().model.name
-        if model != served:
-            raise ModelNotFound(f"model {model[:60]!r} is not served here; /v1/models says what is")
-        return _model(coordinator, created)
+        model_name.check(model)
+        return _model(coordinator, model_name.shown(), created)
 
     @router.get("/health")
     async def health() -> Json:
@@ -48,15 +47,15 @@ def service_router(coordinator: Coordinator, created: int) -> APIRouter:
     return router
 
 
-def _model(coordinator: Coordinator, created: int) -> Json:
+def _model(coordinator: Coordinator, name: str, created: int) -> Json:
     deployment = coordinator.deployment()
     return {
-        "id": deployment.model.name,
+        "id": name,
         "object": "model",
         "created": created,
         "owned_by": "outrider",
         "max_model_len": deployment.model.max_context,
-        "draft_models": deployment.draft_models,
+        "draft_models": [last_part(draft) for draft in deployment.draft_models],
         "policy": deployment.policy,
         "max_k": deployment.max_k,
     }

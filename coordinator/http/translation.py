@@ -58,13 +58,16 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
 
 
 def to_request(
-    body: GenerationBody, prompt: str | Sequence[TokenId], model: str, max_tokens: int | None, request_id: str
+    body: GenerationBody,
+    prompt: str | Sequence[TokenId],
+    max_tokens: int | None,
+    request_id: str,
+    add_special_tokens: bool = True,
 ) -> GenerateRequest:
     """The engine's request for one prompt. Raises `InvalidRequest` naming every field that is not served."""
     check_served(body)
     return GenerateRequest(
         prompt=prompt,
-        model=model,
         max_tokens=max_tokens,
         temperature=DEFAULT_TEMPERATURE if body.temperature is None else body.temperature,
         top_k=0 if body.top_k == -1 else body.top_k,
@@ -74,6 +77,7 @@ def to_request(
         ignore_eos=body.ignore_eos,
         speculation=speculation_options(body.speculation),
         request_id=request_id,
+        add_special_tokens=add_special_tokens,
     )
 
 
