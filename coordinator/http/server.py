@@ -14,6 +14,10 @@ from rpc.server import format_address, listening_socket
 
 KEEP_ALIVE_S = 30
 
+SEND_BUFFER_BYTES = 64 * 1024
+"""What the system may hold of an answer that its client does not read. Left to itself it takes megabytes for each
+connection, and a reader that has stopped would be found out late."""
+
 
 class HttpServer:
     """One application on one port."""
@@ -39,6 +43,7 @@ class HttpServer:
     async def open(self) -> str:
         """Binds and serves from now on; returns ``host:port``. Raises `AddressInUse` if the address cannot be bound."""
         self._socket = listening_socket(self._host, self._port)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # connections inherit it
         self.address = format_address(self._host, self._socket.getsockname()[1])
         self._serving = asyncio.create_task(self._server.serve([self._socket]), name="http")
         return self.address
@@ -50,8 +55,8 @@ class HttpServer:
             await self._serving
 
     async def stop(self) -> None:
-        """Ends at once what is under way. Idempotent."""
-        self._server.config.timeout_graceful_shutdown = 0
+        """Ends what is under way within a second. Idempotent."""
+        self._server.config.timeout_graceful_shutdown = 1
         await self.drain()
         if self._socket is not None:
             self._socket.close()
