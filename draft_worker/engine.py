@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, SequenceId, StepResult, draw
+from inference import Chunk, OutOfKVBlocks, Runtime, SequenceId, SequenceRows, StepResult, draw
 from rpc.codec import DraftFrame
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.draft_lines import DraftLine, LineId
@@ -43,6 +43,7 @@ SessionKey: TypeAlias = tuple[ConnectionId, SessionId]
 class _Session:
     key: SessionKey
     drafter: DrafterSession
+    rows: SequenceRows
     sequences: dict[LineId, SequenceId]
 
     def follow(self, runtime: Runtime) -> None:
@@ -122,7 +123,8 @@ class DraftEngine:
             self._fail(key, error)
             return
         drafter = self._schedule.open(command, self._vocab_size, self._runtime.max_context)
-        self._sessions[key] = _Session(key, drafter, {drafter.main.id: self._runtime.open()})
+        rows = SequenceRows(command.sampling, drafter.prompt_length, command.stop_token_ids, self._vocab_size)
+        self._sessions[key] = _Session(key, drafter, rows, {drafter.main.id: self._runtime.open()})
 
     def _commit(self, session: _Session, command: Commit) -> None:
         try:
@@ -191,8 +193,7 @@ class DraftEngine:
         rows, positions = [], []
         for entry in entries:
             drafter = entry.session.drafter
-            sampling = drafter.sampling
-            rows.append(SamplingRow(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed))
+            rows.append(entry.session.rows.row(drafter.committed, drafter.ahead(entry.line)))
             positions.append(drafter.position(entry.line))
         draws = draw(logits, rows, positions, limit=self._vocab_size, num_runners_up=NUM_RUNNERS_UP)
         for entry, token_id, runners_up in zip(entries, draws.token_ids, draws.runners_up, strict=True):

@@ -26,6 +26,7 @@ from inference.noise import gumbel, random_bits, uniform
 from inference.paged_runtime import PagedRuntime
 from inference.runtime import Chunk, Runtime, SequenceId
 from inference.sampling import Draws, SamplingRow, draw
+from inference.sequence_rows import SamplingParameters, SequenceRows
 from inference.warm_up import warm_up
 
 __all__ = [
@@ -45,8 +46,10 @@ __all__ = [
     "OutOfKVBlocks",
     "PagedRuntime",
     "Runtime",
+    "SamplingParameters",
     "SamplingRow",
     "SequenceId",
+    "SequenceRows",
     "StepResult",
     "UnknownSequence",
     "draw",

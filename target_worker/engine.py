@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from inference import Runtime, StepResult
+from inference import Runtime, SequenceRows, StepResult
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.messages import (
     CloseSession,
@@ -91,7 +91,8 @@ class VerifyEngine:
             self._fail(key, error)
             return
         verifier, sequence = self._schedule.open(command, self._vocab_size), self._runtime.open()
-        self._sessions[key] = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence)
+        rows = SequenceRows(verifier.sampling, verifier.prompt_length, command.stop_token_ids, self._vocab_size)
+        self._sessions[key] = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence, rows=rows)
 
     def _drop(self, key: SessionKey) -> None:
         session = self._sessions.pop(key, None)
