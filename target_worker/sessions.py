@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from inference import Runtime, SequenceId, SequenceRows
 from rpc.engine_host import ConnectionId
-from speculation.messages import SessionId
+from speculation.messages import SessionId, TokenLogprobs
 from speculation.step_schedule import CachedSession, StepEntry
 
 SessionKey: TypeAlias = tuple[ConnectionId, SessionId]
@@ -21,6 +21,8 @@ class TargetSession(CachedSession):
     key: SessionKey
     sequence: SequenceId
     rows: SequenceRows
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as it has been prefilled, until the first verdict has them."""
 
     def roll_back(self, runtime: Runtime) -> None:
         """After a step: drafted tokens leave the cache, accepted ones stay."""
