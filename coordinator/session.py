@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from coordinator.links import WorkerLink
 from coordinator.requests import Job
+from coordinator.structured_output import FIELD as STRUCTURED_OUTPUT
 from rpc.codec import DraftFrame
 from rpc.errors import FieldViolation, InvalidRequest, OutriderError, Overloaded, SessionFailed, SlowReader
 from speculation.adaptive_k import Load
@@ -224,5 +225,6 @@ def _error_of(failure: Fail) -> OutriderError:
     if code is SessionErrorCode.OUT_OF_MEMORY:
         return Overloaded(message)
     if code is SessionErrorCode.INVALID:
-        return InvalidRequest(FieldViolation("request", message))
+        field = STRUCTURED_OUTPUT if message.startswith("grammar: ") else "request"
+        return InvalidRequest(FieldViolation(field, message))
     return SessionFailed(f"the target worker gave up this request ({code.value}): {message}; try again")
