@@ -54,6 +54,8 @@ class GenerateRequest:
     """Here checked for contradictions only; `coordinator.structured_output` tries whether it compiles."""
     request_id: str = ""
     """Empty: one is made up."""
+    add_special_tokens: bool = True
+    """Let the tokenizer add what it adds to a text, such as a beginning-of-text token. A chat template has its own."""
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
@@ -131,7 +133,7 @@ def validate(request: GenerateRequest, model: ServedModel, defaults: Speculation
     if request.model not in ("", info.name):
         raise ModelNotFound(f"model {shown(request.model)} is not served here; use {info.name!r} or leave it empty")
     try:
-        prompt = _prompt_token_ids(request.prompt, model)
+        prompt = _prompt_token_ids(request.prompt, model, request.add_special_tokens)
     except UnicodeEncodeError as error:
         raise InvalidRequest(FieldViolation("prompt", f"is not valid Unicode: {error.reason}")) from error
     violations = [*_prompt_violations(prompt, info), *_length_violations(request.max_tokens, len(prompt), info)]
@@ -143,9 +145,16 @@ def validate(request: GenerateRequest, model: ServedModel, defaults: Speculation
     return _resolve(request, prompt, model, defaults)
 
 
-def _prompt_token_ids(prompt: str | Sequence[TokenId], model: ServedModel) -> tuple[TokenId, ...]:
+def _prompt_token_ids(
+    prompt: str | Sequence[TokenId], model: ServedModel, add_special_tokens: bool
+) -> tuple[TokenId, ...]:
     if not isinstance(prompt, str):
         return tuple(prompt)
+    return text_token_ids(prompt, model, add_special_tokens)
+
+
+def text_token_ids(prompt: str, model: ServedModel, add_special_tokens: bool = True) -> tuple[TokenId, ...]:
+    """The tokens of a text. Raises `UnicodeEncodeError`, and `InvalidRequest` for what cannot fit the context."""
     prompt.encode()  # raises on lone surrogates, of which the tokenizer only says that they are no string
     if not prompt:
         return ()  # empty stays empty, without a <s> before it
@@ -154,7 +163,7 @@ def _prompt_token_ids(prompt: str | Sequence[TokenId], model: ServedModel) -> tu
         problem = f"has {len(prompt)} characters; no more than {most_chars} can fit"
         raise InvalidRequest(FieldViolation("prompt", f"{problem} in the context of {model.info.max_context} tokens"))
     # A batch of one: unlike `encode` it lets other threads run meanwhile.
-    return tuple(model.tokenizer.encode_batch([prompt])[0].ids)
+    return tuple(model.tokenizer.encode_batch([prompt], add_special_tokens=add_special_tokens)[0].ids)
 
 
 def _prompt_violations(prompt: Sequence[TokenId], info: ModelInfo) -> Iterator[FieldViolation]:

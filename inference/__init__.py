@@ -13,7 +13,14 @@ from inference.errors import (
     OutOfKVBlocks,
     UnknownSequence,
 )
-from inference.loading import LoadedModel, ModelDescription, load_model, load_tokenizer_json
+from inference.loading import (
+    LoadedModel,
+    LoadedTokenizer,
+    ModelDescription,
+    load_model,
+    load_tokenizer,
+    load_tokenizer_json,
+)
 from inference.logprobs import RowLogprobs, logprobs
 from inference.model_thread import Engine, ModelThread, ModelThreadStopped, StepResult
 from inference.noise import gumbel, random_bits, uniform
@@ -31,6 +38,7 @@ __all__ = [
     "InferenceError",
     "IntegrityError",
     "LoadedModel",
+    "LoadedTokenizer",
     "ModelDescription",
     "ModelLoadError",
     "ModelNotFound",
@@ -49,6 +57,7 @@ __all__ = [
     "draw",
     "gumbel",
     "load_model",
+    "load_tokenizer",
     "load_tokenizer_json",
     "logprobs",
     "random_bits",

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from protos import common_pb2, draft_pb2, target_pb2
 from speculation.messages import (
+    ChatTemplate,
     CloseSession,
     Commit,
     DraftCommand,
@@ -107,6 +108,7 @@ def model_info_to_proto(info: ModelInfo) -> common_pb2.ModelInfo:
         device=info.device,
         tokenizer_sha256=info.tokenizer_sha256,
         tokenizer_size=info.tokenizer_size,
+        chat_template=_chat_template_to_proto(info.chat_template),
     )
 
 
@@ -121,7 +123,18 @@ def model_info_from_proto(message: common_pb2.ModelInfo) -> ModelInfo:
         device=message.device,
         tokenizer_sha256=message.tokenizer_sha256,
         tokenizer_size=message.tokenizer_size,
+        chat_template=_chat_template_from_proto(message.chat_template) if message.HasField("chat_template") else None,
     )
+
+
+def _chat_template_to_proto(template: ChatTemplate | None) -> common_pb2.ChatTemplate | None:
+    if template is None:
+        return None
+    return common_pb2.ChatTemplate(source=template.source, special_tokens=dict(template.special_tokens))
+
+
+def _chat_template_from_proto(message: common_pb2.ChatTemplate) -> ChatTemplate:
+    return ChatTemplate(message.source, tuple(sorted(message.special_tokens.items())))
 
 
 def _proposal_to_proto(proposal: Proposal) -> common_pb2.Proposal:

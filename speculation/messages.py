@@ -210,6 +210,14 @@ class TargetFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """How a chat becomes a prompt: a Jinja template, and the special tokens that it may call by name."""
+
+    source: str
+    special_tokens: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a worker serves; see ``ModelInfo`` in ``common.proto``."""
 
@@ -222,3 +230,4 @@ class ModelInfo:
     device: str
     tokenizer_sha256: bytes
     tokenizer_size: int
+    chat_template: ChatTemplate | None = None
