@@ -12,13 +12,17 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from coordinator.arms import PLAIN_DECODING, Arm, ArmLottery
 from coordinator.clients import DraftClient, TargetClient
 from coordinator.detokenizer import Detokenizer, detokenizers
 from coordinator.events import FinishedEvent, GenerateEvent, StartedEvent, Timing, TokenPiece, TokensEvent
 from coordinator.links import LinkEvents, WorkerLink
+from coordinator.meters import SessionMeter
+from coordinator.metrics import CoordinatorMetrics, LiveState, WorkerState
 from coordinator.placement import Placement
+from coordinator.request_log import RequestLog, log_fields
 from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, validate
 from coordinator.session import DraftLink, Session, TargetLink
 from coordinator.settings import CoordinatorSettings
@@ -31,6 +35,7 @@ from speculation.adaptive_k import FixedK, KPolicy, Load, make_policy
 from speculation.cost import StepCostModel
 from speculation.messages import ModelInfo, SessionId, TargetFrame
 from speculation.relay import Emit, RelaySession
+from telemetry.tracing import NO_TRACING, Span, Tracing
 
 LONG_PROMPT_CHARS = 20_000
 """From here on tokenizing takes milliseconds, and moves to a thread."""
@@ -63,10 +68,19 @@ class Coordinator:
         targets: Sequence[TargetClient],
         drafts: Sequence[DraftClient],
         traffic: Traffic | None = None,
+        *,
+        metrics: CoordinatorMetrics | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         """Owns the clients from now on, which count into ``traffic``. Nothing is connected before `start`."""
         self._settings = settings
         self._traffic = traffic or Traffic()
+        self.metrics = metrics or CoordinatorMetrics()
+        self.metrics.watch(self._live_state)
+        self._tracing = tracing
+        self._request_log = RequestLog(settings.log_prompts)
+        speculates = bool(drafts) and settings.max_k > 0
+        self._lottery = ArmLottery(settings.plain_share if speculates else 1.0)
         self._model: ServedModel | None = None
         self._model_known = asyncio.Event()
         self._detokenizer: Callable[[], Detokenizer]  # known with the model
@@ -150,6 +164,22 @@ class Coordinator:
         """Why a worker is not in use, by its address; workers that are, or were never tried, are not in it."""
         return {link.name: link.problem.message for link in self._links if link.problem is not None}
 
+    def _live_state(self) -> LiveState:
+        workers = [WorkerState("target", link.name, link.is_up, len(link.sessions)) for link in self._targets]
+        workers += [WorkerState("draft", link.name, link.is_up, len(link.sessions)) for link in self._drafts]
+        return LiveState(
+            model_name=self._model_name,
+            max_k=self._settings.max_k,
+            sessions=self._sessions,
+            num_waiting=self.num_waiting,
+            workers=workers,
+            traffic=self._traffic,
+        )
+
+    @property
+    def _model_name(self) -> str:
+        return "" if self._model is None else self._model.info.name
+
     def _served(self) -> ServedModel:
         if self._model is None:
             raise Unavailable(self._waiting_for())
@@ -165,11 +195,11 @@ class Coordinator:
         `SessionFailed`, `SlowReader`, and `Cancelled` when the coordinator closes.
         """
         arrived_s = time.monotonic()
-        job = await self._validate(request)
-        session = self._new_session(job, arrived_s)
+        session = await self._accept(request, arrived_s)
         try:
             self._placement.admit(session)
             await session.wait_placed()
+            job = session.job
             yield StartedEvent(job.request_id, self._served().info.name, len(job.prompt_token_ids), job.sampling.seed)
             detokenizer = self._detokenizer()
             while emitted := await session.read():
@@ -178,8 +208,26 @@ class Coordinator:
             if rest := detokenizer.flush():
                 yield TokensEvent(rest, (), 0, session.stats.last_k)
             yield _finished_event(session)
+        except OutriderError as error:
+            session.fail(error)  # one that was refused a place does not know yet
+            raise
         finally:
             session.cancel()
+
+    async def _accept(self, request: GenerateRequest, arrived_s: float) -> Session:
+        """The session of a valid request, in the arm that it was drawn for."""
+        span = self._tracing.start("generate", request.trace_context)
+        arm = self._lottery.draw(request.speculation)
+        try:
+            job = await self._validate(replace(request, speculation=PLAIN_DECODING) if arm is Arm.PLAIN else request)
+        except BaseException as error:
+            if isinstance(error, OutriderError):
+                self.metrics.refused(error, self._model_name)
+            span.end(error.reason if isinstance(error, OutriderError) else Cancelled.reason)
+            raise
+        session = self._new_session(job, arrived_s, arm, span)
+        self._request_log.accepted(session, request.prompt)
+        return session
 
     async def _validate(self, request: GenerateRequest) -> Job:
         if self._is_closed:
@@ -189,15 +237,29 @@ class Coordinator:
             return await asyncio.to_thread(validate, request, self._served(), defaults)
         return validate(request, self._served(), defaults)
 
-    def _new_session(self, job: Job, arrived_s: float) -> Session:
-        session_id = SessionId(next(self._session_ids))
-        session = Session(session_id, job, arrived_s, self._settings.max_buffered_events, self._on_session_over)
+    def _new_session(self, job: Job, arrived_s: float, arm: Arm, span: Span) -> Session:
+        model_name = self._served().info.name
+        session = Session(
+            SessionId(next(self._session_ids)),
+            job,
+            arrived_s,
+            self._settings.max_buffered_events,
+            self._on_session_over,
+            arm=arm,
+            meter=SessionMeter(self.metrics.histograms(model_name, arm)),
+            span=span,
+        )
+        if span.is_recording:
+            span.set(request_id=job.request_id, session_id=session.id, model=model_name, arm=arm.value)
+            span.set(num_prompt_tokens=len(job.prompt_token_ids))
         self._sessions.add(session)
         return session
 
     def _on_session_over(self, session: Session) -> None:
         self._sessions.discard(session)
+        self.metrics.session_over(session, self._model_name)
         self._placement.release(session)
+        self._request_log.over(session, self._served().tokenizer)
 
     def _make_relay(self, session: Session, target: TargetLink, draft: DraftLink | None) -> RelaySession:
         job = session.job
@@ -212,6 +274,7 @@ class Coordinator:
             draft_max_length=min(contexts, default=0),  # any of them may be given to the session later
             turns=job.turns,
             max_branches=self._settings.max_branches,
+            trace_context=session.span.context,
         )
 
     def _make_policy(self, job: Job, target: TargetLink, draft: DraftLink | None) -> KPolicy | None:
@@ -298,7 +361,7 @@ def _new_profile() -> AcceptanceProfile:
 
 
 def _fail(session: Session, error: Exception) -> None:
-    _log.exception("session %d failed", session.id)
+    _log.exception("session failed", extra=log_fields(session))
     session.fail(OutriderError(f"the coordinator failed at this request: {error!r}; its log says where"))
 
 

@@ -147,6 +147,7 @@ def _open_target_to_proto(command: OpenTarget) -> target_pb2.OpenTarget:
         stop_token_ids=command.stop_token_ids,
         k=command.k,
         turns=command.turns,
+        trace_context=command.trace_context,
     )
 
 
@@ -180,6 +181,7 @@ def _open_target_from_proto(message: target_pb2.OpenTarget) -> OpenTarget:
         stop_token_ids=tuple(message.stop_token_ids),
         k=message.k,
         turns=message.turns,
+        trace_context=message.trace_context,
     )
 
 
@@ -296,6 +298,7 @@ def _open_draft_to_proto(command: OpenDraft) -> draft_pb2.OpenDraft:
         lookahead=command.lookahead,
         max_length=command.max_length,
         max_branches=command.max_branches,
+        trace_context=command.trace_context,
     )
 
 
@@ -322,8 +325,14 @@ def _draft_command_from_proto(item: draft_pb2.DraftCommand) -> DraftCommand | No
 
 
 def _open_draft_from_proto(message: draft_pb2.OpenDraft) -> OpenDraft:
-    sampling = sampling_from_proto(message.sampling)
-    return OpenDraft(tuple(message.token_ids), sampling, message.lookahead, message.max_length, message.max_branches)
+    return OpenDraft(
+        token_ids=tuple(message.token_ids),
+        sampling=sampling_from_proto(message.sampling),
+        lookahead=message.lookahead,
+        max_length=message.max_length,
+        max_branches=message.max_branches,
+        trace_context=message.trace_context,
+    )
 
 
 # -- drafter to coordinator ---------------------------------------------------------------------------------------

@@ -107,6 +107,8 @@ class OpenTarget:
     k: int
     turns: bool = False
     """Verify nothing before K tokens are staged; see `speculation.turns`."""
+    trace_context: str = ""
+    """W3C traceparent of the request; empty: not traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class OpenDraft:
     lookahead: int
     max_length: int = 0
     max_branches: int = 0
+    trace_context: str = ""
 
 
 @dataclass(frozen=True, slots=True)

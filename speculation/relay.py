@@ -17,8 +17,9 @@ along when drafting resumes.
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
 from speculation.adaptive_k import KPolicy, Load
@@ -100,6 +101,10 @@ class SessionStats:
     num_target_losses: int = 0
     num_misses: int = 0
     num_caught: int = 0
+    steps_by_k: Counter[int] = field(default_factory=Counter)
+    """Steps by the cap that they had."""
+    steps_by_accepted: Counter[int] = field(default_factory=Counter)
+    """Steps with drafted tokens, by how many of those were accepted."""
 
     def count(self, verdict: Verdict, k: int) -> None:
         """Adds one step that had ``k`` as its cap."""
@@ -113,6 +118,24 @@ class SessionStats:
         self.num_caught += verdict.caught
         self.sum_k += k
         self.last_k = k
+        self.steps_by_k[k] += 1
+        if verdict.num_drafted:
+            self.steps_by_accepted[verdict.num_accepted] += 1
+
+    def add(self, other: SessionStats) -> None:
+        """Adds what another session counted; ``last_k`` is that of the last one added."""
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.last_k = other.last_k
+
+    @property
+    def num_drafts(self) -> int:
+        """Steps with drafted tokens."""
+        return self.num_steps - self.num_free_run_steps
+
+    def num_accepted_at(self, position: int) -> int:
+        """Steps that accepted the drafted token at ``position`` of those they verified, from 0."""
+        return sum(steps for num_accepted, steps in self.steps_by_accepted.items() if num_accepted > position)
 
     @property
     def acceptance_rate(self) -> float:
@@ -127,6 +150,9 @@ class SessionStats:
     @property
     def mean_k(self) -> float:
         return self.sum_k / self.num_steps if self.num_steps else 0.0
+
+
+_SUMMED = tuple(part.name for part in fields(SessionStats) if part.name != "last_k")
 
 
 class _Drafter(enum.Enum):
@@ -167,6 +193,7 @@ class RelaySession:
         draft_max_length: int = 0,
         turns: bool = False,
         max_branches: int = 0,
+        trace_context: str = "",
     ) -> None:
         """``policy`` None is plain decoding; ``draft_max_length``, if not 0, is where the draft's context ends.
 
@@ -182,6 +209,7 @@ class RelaySession:
         self._draft_max_length = min(draft_max_length, max_length) if draft_max_length else max_length
         self._turns = turns
         self._max_branches = 0 if turns else max_branches
+        self._trace_context = trace_context
         self._drafter = _Drafter.ABSENT
         self._target_open = False
         self._over = False
@@ -208,7 +236,13 @@ class RelaySession:
         self._target_open = True
         self._k = self._wanted_k()
         command = OpenTarget(
-            tuple(self._token_ids), self._sampling, self._max_length, self._stop_token_ids, self._k, self._turns
+            tuple(self._token_ids),
+            self._sampling,
+            self._max_length,
+            self._stop_token_ids,
+            self._k,
+            self._turns,
+            trace_context=self._trace_context,
         )
         return [ToTarget(command), *self._steer_drafter()]
 
@@ -329,7 +363,12 @@ class RelaySession:
         self._drafter, self._lookahead = _Drafter.DRAFTING, lookahead
         self._draft_knows = len(self._token_ids)
         command = OpenDraft(
-            tuple(self._token_ids), self._sampling, lookahead, self._draft_max_length, self._max_branches
+            tuple(self._token_ids),
+            self._sampling,
+            lookahead,
+            self._draft_max_length,
+            self._max_branches,
+            trace_context=self._trace_context,
         )
         return [ToDraft(command)]
 
