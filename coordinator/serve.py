@@ -11,7 +11,9 @@ from coordinator.servicer import GENERATION_SERVICE, GenerationServicer
 from coordinator.settings import CoordinatorSettings
 from coordinator.traffic import Traffic
 from protos import generation_pb2_grpc
+from rpc.metrics_endpoint import metrics_endpoint
 from rpc.server import OnStatus, RpcServer, Status, serve_until_stopped, stop_on_signals
+from telemetry.tracing import Tracing, make_tracing
 
 
 async def serve(settings: CoordinatorSettings, on_status: OnStatus, stop: asyncio.Event | None = None) -> None:
@@ -22,26 +24,36 @@ async def serve(settings: CoordinatorSettings, on_status: OnStatus, stop: asynci
     """
     stop = stop or asyncio.Event()
     server = RpcServer(settings.host, settings.port, [GENERATION_SERVICE])
-    coordinator = _make_coordinator(settings)
+    tracing = make_tracing("coordinator", settings.otlp_endpoint)
+    coordinator = _make_coordinator(settings, tracing)
     try:
         await server.open()
-        if await _start_unless_stopped(coordinator, server, on_status, stop):
-            servicer = GenerationServicer(coordinator, settings.max_requests_per_stream)
-            generation_pb2_grpc.add_GenerationServicer_to_server(servicer, server.grpc_server)
-            await serve_until_stopped(server, on_status, stop, settings.grace_s, _summary(coordinator))
+        registry = coordinator.metrics.registry
+        async with metrics_endpoint(registry, settings.host, settings.metrics_port, on_status, server.address):
+            await _serve(coordinator, server, settings, on_status, stop)
     finally:
         await coordinator.close()
         await server.stop(0)
+        await asyncio.to_thread(tracing.close)
 
 
-def _make_coordinator(settings: CoordinatorSettings) -> Coordinator:
+async def _serve(
+    coordinator: Coordinator, server: RpcServer, settings: CoordinatorSettings, on_status: OnStatus, stop: asyncio.Event
+) -> None:
+    if await _start_unless_stopped(coordinator, server, on_status, stop):
+        servicer = GenerationServicer(coordinator, settings.max_requests_per_stream)
+        generation_pb2_grpc.add_GenerationServicer_to_server(servicer, server.grpc_server)
+        await serve_until_stopped(server, on_status, stop, settings.grace_s, _summary(coordinator))
+
+
+def _make_coordinator(settings: CoordinatorSettings, tracing: Tracing) -> Coordinator:
     tokenizers: TokenizerCache = {}
     traffic, timeout_s = Traffic(), settings.connect_timeout_s
     targets = [grpc_target_client(address, timeout_s, tokenizers, traffic.target) for address in settings.targets]
     drafts = [grpc_draft_client(address, timeout_s, tokenizers, traffic.draft) for address in settings.drafts]
     if settings.draft_latency_ms:
         drafts = [DelayedClient(client, settings.draft_latency_ms / 1000) for client in drafts]
-    return Coordinator(settings, targets, drafts, traffic)
+    return Coordinator(settings, targets, drafts, traffic, tracing=tracing)
 
 
 async def _start_unless_stopped(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
+from typing import TypeVar
 
 import grpc
 
@@ -12,8 +14,12 @@ from coordinator.many import ManyRequests
 from coordinator.wire import deployment_to_proto, event_to_proto, request_from_proto
 from protos import generation_pb2, generation_pb2_grpc
 from rpc.errors import OutriderError, abort_with
+from telemetry.tracing import METADATA_KEY
 
 GENERATION_SERVICE = "outrider.v1.Generation"
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServicer):
@@ -29,16 +35,19 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         context: grpc.aio.ServicerContext[generation_pb2.GenerateRequest, generation_pb2.GenerateEvent],
     ) -> AsyncIterator[generation_pb2.GenerateEvent]:
         try:
-            async with aclosing(self._coordinator.generate(request_from_proto(request))) as events:
+            asked = replace(request_from_proto(request), trace_context=_trace_context(context))
+            async with aclosing(self._coordinator.generate(asked)) as events:
                 async for event in events:
                     yield event_to_proto(event)
         except OutriderError as error:
             await abort_with(context, error)
 
     async def GenerateMany(
-        self, request_iterator: AsyncIterable[generation_pb2.GenerateManyRequest], context: object
+        self,
+        request_iterator: AsyncIterable[generation_pb2.GenerateManyRequest],
+        context: grpc.aio.ServicerContext[generation_pb2.GenerateManyRequest, generation_pb2.GenerateManyEvent],
     ) -> AsyncIterator[generation_pb2.GenerateManyEvent]:
-        requests = ManyRequests(self._coordinator, self._max_requests_per_stream)
+        requests = ManyRequests(self._coordinator, self._max_requests_per_stream, _trace_context(context))
         async with aclosing(requests.run(request_iterator)) as events:
             async for event in events:
                 yield event
@@ -52,3 +61,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
             return deployment_to_proto(self._coordinator.deployment())
         except OutriderError as error:
             await abort_with(context, error)
+
+
+def _trace_context(context: grpc.aio.ServicerContext[RequestT, ResponseT]) -> str:
+    """The client's traceparent; empty if it sent none."""
+    metadata = context.invocation_metadata() or ()
+    return next((value for key, value in metadata if key == METADATA_KEY and isinstance(value, str)), "")

@@ -10,6 +10,7 @@ A step, in order:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -33,10 +34,14 @@ from speculation.messages import (
 from speculation.step_schedule import StepSchedule
 from speculation.validation import check_open_target
 from target_worker.forward import VerifyForward
+from target_worker.metrics import TargetMetrics
 from target_worker.sessions import SessionKey, TargetEntry, TargetSession
+from telemetry.tracing import NO_SPAN, NO_TRACING, Tracing
 
 EngineCommand: TypeAlias = Submitted[TargetCommand] | Hangup
 EngineOutput: TypeAlias = tuple[ConnectionId, TargetFrame]
+
+_log = logging.getLogger(__name__)
 
 
 class VerifyEngine:
@@ -48,15 +53,20 @@ class VerifyEngine:
         vocab_size: int,
         max_step_tokens: int,
         clock: Callable[[], float] = time.monotonic,
+        metrics: TargetMetrics | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         """``vocab_size`` is the tokenizer's size; ids beyond it are never drawn nor accepted."""
         self._runtime = runtime
+        self._metrics = metrics or TargetMetrics()
+        self._tracing = tracing
         self._vocab_size = vocab_size
         self._clock = clock
-        self._forward = VerifyForward(runtime, vocab_size, self._make_room, self._fail)
+        self._forward = VerifyForward(runtime, vocab_size, self._preempt, self._make_room, self._fail)
         self._schedule: StepSchedule[TargetSession] = StepSchedule(max_step_tokens)
         self._sessions: dict[SessionKey, TargetSession] = {}
         self._errors: list[tuple[SessionKey, SessionError]] = []
+        self._metrics.watch(lambda: len(self._sessions), lambda: runtime.num_free_tokens)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -77,7 +87,7 @@ class VerifyEngine:
         elif session is None:
             pass  # it ended while this was on its way
         elif isinstance(item, Proposal):
-            session.verifier.stage(item, arrived_s)
+            self._metrics.proposal(session.verifier.stage(item, arrived_s))
         elif isinstance(item, SetK):
             session.verifier.set_k(item.k)
         elif isinstance(item, CloseSession):
@@ -91,24 +101,36 @@ class VerifyEngine:
             self._fail(key, error)
             return
         verifier, sequence = self._schedule.open(command, self._vocab_size), self._runtime.open()
-        self._sessions[key] = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence)
+        span = NO_SPAN
+        if command.trace_context:
+            span = self._tracing.start("verify", command.trace_context, session_id=key[1], k=command.k)
+        self._sessions[key] = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence, span=span)
+        _log.debug("session opened", extra={"session_id": key[1], "num_tokens": len(command.token_ids)})
 
-    def _drop(self, key: SessionKey) -> None:
+    def _drop(self, key: SessionKey, error: str = "") -> None:
         session = self._sessions.pop(key, None)
         if session is not None:
             self._runtime.free(session.sequence)
+            session.span.end(error)
+            _log.debug("session ended", extra={"session_id": key[1]})
 
     def _fail(self, key: SessionKey, error: SessionError) -> None:
-        self._drop(key)
+        self._drop(key, error.code.value)
         self._errors.append((key, error))
+        self._metrics.session_failed(error.code)
+        _log.info("session failed", extra={"session_id": key[1], "code": error.code.value})
 
     def _make_room(self, key: SessionKey) -> bool:
         """Preempts the youngest session but ``key`` that holds memory; False if there is none."""
         for session in reversed(self._sessions.values()):
             if session.key != key and session.num_cached:
-                session.preempt(self._runtime)
+                self._preempt(session)
                 return True
         return False
+
+    def _preempt(self, session: TargetSession) -> None:
+        session.preempt(self._runtime)
+        self._metrics.preempted()
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -129,6 +151,7 @@ class VerifyEngine:
         if not entries:
             return [], None
         report = self._schedule.report(entries, now_s - start_s, waited_s)
+        self._metrics.stepped(entries, report.step_s, waited_s)
         verdicts: list[tuple[SessionKey, TargetEvent]] = []
         for entry, session_draws in zip(entries, draws, strict=True):
             if entry.is_complete:
@@ -138,6 +161,11 @@ class VerifyEngine:
     def _conclude(self, entry: TargetEntry, draws: Sequence[int], now_s: float) -> Verdict:
         session = entry.session
         verdict = session.verifier.conclude(entry.drafted, draws, now_s)
+        if session.span.is_recording:
+            num_tokens, num_drafted = len(verdict.token_ids), verdict.num_drafted
+            session.span.event(
+                "verdict", num_tokens=num_tokens, num_drafted=num_drafted, num_accepted=verdict.num_accepted
+            )
         if verdict.finish_reason is not None:
             self._drop(session.key)
         else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from inference import Runtime, SequenceId
 from rpc.engine_host import ConnectionId
 from speculation.messages import SessionId
 from speculation.step_schedule import CachedSession, StepEntry
+from telemetry.tracing import NO_SPAN, Span
 
 SessionKey: TypeAlias = tuple[ConnectionId, SessionId]
 """Session ids belong to a connection; two coordinators may use the same."""
@@ -20,6 +21,7 @@ class TargetSession(CachedSession):
 
     key: SessionKey
     sequence: SequenceId
+    span: Span = field(default=NO_SPAN)
 
     def roll_back(self, runtime: Runtime) -> None:
         """After a step: drafted tokens leave the cache, accepted ones stay."""

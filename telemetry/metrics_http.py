@@ -31,14 +31,11 @@ def metrics_app(registry: CollectorRegistry) -> ASGIApp:
 
 
 @contextlib.asynccontextmanager
-async def serving_metrics(registry: CollectorRegistry, host: str, port: int | None) -> AsyncIterator[str]:
-    """Serves the registry meanwhile; gives the URL, which is empty if ``port`` is None. 0 takes any free port.
+async def serving_metrics(registry: CollectorRegistry, host: str, port: int) -> AsyncIterator[str]:
+    """Serves the registry meanwhile, and gives the URL. ``port`` 0 takes any free one.
 
     Raises `OSError` if the address cannot be bound.
     """
-    if port is None:
-        yield ""
-        return
     with contextlib.closing(_bind(host, port)) as listener:
         server = _make_server(registry)
         task = asyncio.create_task(server.serve(sockets=[listener]), name="metrics")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -13,6 +15,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from telemetry.tracing import METADATA_KEY, Span, Tracing, Value
 
+CLOSE_S = 2.0
+
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 _KINDS = {"client": SpanKind.CLIENT, "coordinator": SpanKind.SERVER}
@@ -20,7 +24,8 @@ _KINDS = {"client": SpanKind.CLIENT, "coordinator": SpanKind.SERVER}
 
 def exporting_tracing(role: str, endpoint: str = "") -> Tracing:
     """Sends spans in batches, by a thread of its own, to an OTLP collector; ``http://`` is not encrypted."""
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: f"outrider-{role}"}))
+    # Not at exit: the role closes it, and waits no longer than it wants to.
+    provider = TracerProvider(shutdown_on_exit=False, resource=Resource.create({SERVICE_NAME: f"outrider-{role}"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint or None)))
     return OtelTracing(provider, role)
 
@@ -38,7 +43,10 @@ class OtelTracing:
         return OtelSpan(self._tracer.start_span(name, context, kind=self._kind, attributes=values))
 
     def close(self) -> None:
-        self._provider.shutdown()
+        """Takes at most `CLOSE_S`: an exporter whose collector is gone would try for long."""
+        closing = threading.Thread(target=self._provider.shutdown, name="close traces", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
 
 
 class OtelSpan:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +19,7 @@ from outrider.display import TokenPrinter
 from outrider.failures import BadUsage
 from outrider.options import with_settings
 from outrider.settings import GenerateSettings
+from telemetry.tracing import make_tracing
 
 Prompt = Annotated[str | None, typer.Argument(help="What to complete; '-' or nothing reads standard input.")]
 PromptFile = Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Read the prompt from this file.")]
@@ -47,12 +48,13 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 async def _generate(settings: GenerateSettings, prompt: str) -> None:
-    async with Client(settings.address) as client, aclosing(_request(client, settings, prompt)) as events:
-        if settings.as_json:
-            completion = collect([event async for event in events])
-            typer.echo(json.dumps(completion_object(completion), ensure_ascii=False))
-        else:
-            await _show(events, prompt)
+    with closing(make_tracing("client")) as tracing:
+        async with Client(settings.address, tracing) as client, aclosing(_request(client, settings, prompt)) as events:
+            if settings.as_json:
+                completion = collect([event async for event in events])
+                typer.echo(json.dumps(completion_object(completion), ensure_ascii=False))
+            else:
+                await _show(events, prompt)
 
 
 def completion_object(completion: Completion) -> dict[str, object]:
