@@ -14,8 +14,8 @@ from typing import Any, Literal, TextIO
 
 LogFormat = Literal["console", "json"]
 
-_QUIET = ("asyncio", "hpack", "httpcore", "httpx", "uvicorn.access")
-"""Libraries whose lines below warnings say nothing of ours."""
+_QUIET = {"asyncio": logging.WARNING, "httpx": logging.WARNING, "uvicorn": logging.WARNING, "grpc": logging.ERROR}
+"""Libraries that below these levels say nothing of use; gRPC warns of what is meant to be."""
 
 
 def configure_logs(log_format: LogFormat, level: str, fields: Mapping[str, str], stream: TextIO | None = None) -> None:
@@ -43,8 +43,8 @@ def configure_logs(log_format: LogFormat, level: str, fields: Mapping[str, str],
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for name in _QUIET:
-        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name, least in _QUIET.items():
+        logging.getLogger(name).setLevel(max(least, root.level))
 
 
 class _Adding:
