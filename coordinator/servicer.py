@@ -14,7 +14,7 @@ from coordinator.many import ManyRequests
 from coordinator.wire import deployment_to_proto, event_to_proto, request_from_proto
 from protos import generation_pb2, generation_pb2_grpc
 from rpc.errors import OutriderError, abort_with
-from telemetry.tracing import METADATA_KEY
+from telemetry.tracing import METADATA_KEY, context_from
 
 GENERATION_SERVICE = "outrider.v1.Generation"
 
@@ -66,4 +66,4 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
 def _trace_context(context: grpc.aio.ServicerContext[RequestT, ResponseT]) -> str:
     """The client's traceparent; empty if it sent none."""
     metadata = context.invocation_metadata() or ()
-    return next((value for key, value in metadata if key == METADATA_KEY and isinstance(value, str)), "")
+    return context_from(next((value for key, value in metadata if key == METADATA_KEY), None))

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import Protocol, TypeAlias
 
 METADATA_KEY = "traceparent"
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 Value: TypeAlias = str | int | float | bool
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +86,11 @@ class _NoTracing:
 
 NO_SPAN: Span = _NoSpan("")
 NO_TRACING: Tracing = _NoTracing()
+
+
+def context_from(value: str | bytes | None) -> str:
+    """What a client sent as its traceparent, or "" if that is none."""
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else ""
 
 
 def make_tracing(role: str, endpoint: str = "") -> Tracing:

@@ -44,10 +44,11 @@ def frame(*items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(st.tuples(u64, st.one_of(*items)), max_size=5).map(tuple)
 
 
-open_target = st.builds(OpenTarget, tokens, sampling, u32, tokens, u32, st.booleans())
+context = st.text(max_size=55)
+open_target = st.builds(OpenTarget, tokens, sampling, u32, tokens, u32, st.booleans(), trace_context=context)
 target_command = frame(open_target, proposal, st.builds(SetK, u32), close)
 draft_command = frame(
-    st.builds(OpenDraft, tokens, sampling, u32, u32),
+    st.builds(OpenDraft, tokens, sampling, u32, u32, trace_context=context),
     st.builds(Commit, u32, tokens),
     st.builds(SetLookahead, u32),
     close,

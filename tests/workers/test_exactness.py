@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM
 from coordinator.coordinator import Coordinator
 from coordinator.events import FinishedEvent, TokensEvent
 from coordinator.in_process import InProcessClient
+from coordinator.metrics import CoordinatorMetrics
 from coordinator.requests import GenerateRequest, SpeculationOptions
 from coordinator.settings import CoordinatorSettings
 from draft_worker.engine import DraftEngine
@@ -29,6 +30,7 @@ from rpc.worker_process import describe_model
 from speculation.messages import DraftCommand, TargetCommand, TargetFrame
 from speculation.relay import SessionStats
 from target_worker.engine import VerifyEngine
+from target_worker.metrics import TargetMetrics
 from tests.doubles import reference
 from tests.doubles.chaos import ChaosDraftClient
 from tests.doubles.tiny_models import VOCAB_SIZE
@@ -73,11 +75,13 @@ async def stack(
     drafter: str,
     chaos: bool,
     max_step_tokens: int = 64,
+    metrics: CoordinatorMetrics | None = None,
+    target_metrics: TargetMetrics | None = None,
 ) -> AsyncIterator[tuple[Coordinator, ChaosDraftClient | None]]:
     """A coordinator over a real target and a real drafter, in this process."""
     tokenizer_json = load_tokenizer_json(str(model_folders["target"]))
     target_runtime, draft_runtime = make_runtime("target"), make_runtime(drafter)
-    target_engine = VerifyEngine(target_runtime, VOCAB_SIZE, max_step_tokens)
+    target_engine = VerifyEngine(target_runtime, VOCAB_SIZE, max_step_tokens, metrics=target_metrics)
     draft_engine = DraftEngine(draft_runtime, VOCAB_SIZE, max_step_tokens, flush_tokens=2)
     info = describe_model(Facts(), tokenizer_json)
     target: EngineHost[TargetCommand, TargetFrame] = EngineHost(
@@ -89,7 +93,8 @@ async def stack(
     draft_client = InProcessClient(draft, "draft")
     chaos_client = ChaosDraftClient(draft_client, seed=3, vocab_size=VOCAB_SIZE) if chaos else None
     settings = CoordinatorSettings(targets=("in-process",), max_sessions=8)
-    coordinator = Coordinator(settings, [InProcessClient(target, "target")], [chaos_client or draft_client])
+    drafts = [chaos_client or draft_client]
+    coordinator = Coordinator(settings, [InProcessClient(target, "target")], drafts, metrics=metrics)
     await coordinator.start()
     try:
         yield coordinator, chaos_client
