@@ -34,6 +34,7 @@ from target_worker.metrics import TargetMetrics
 from tests.doubles import reference
 from tests.doubles.chaos import ChaosDraftClient
 from tests.doubles.tiny_models import VOCAB_SIZE
+from tests.workers.deployment import Facts
 
 MAX_TOKENS = 24
 NUM_COMBINATIONS = 216
@@ -104,19 +105,6 @@ async def stack(
         await draft.stop()
         for runtime in (target_runtime, draft_runtime):
             runtime.check_integrity()
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the tiny target says about itself."""
-
-    name: str = "tiny"
-    vocab_size: int = VOCAB_SIZE
-    max_context: int = 256
-    eos_token_ids: tuple[int, ...] = (0,)
-    num_parameters: int = 1
-    dtype: str = "float32"
-    device: str = "cpu"
 
 
 async def generate(
