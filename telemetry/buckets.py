@@ -21,7 +21,7 @@ REQUEST_S: Final = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
-"""Seconds of a whole request or a phase of it: vLLM's from 300 ms on, and finer below, where our queues and prefills are."""
+"""Seconds of a request or a phase of it: vLLM's from 300 ms on, and finer below, where our queues and prefills are."""
 
 TOKENS: Final = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 2, 5))
 """Tokens of a prompt or an answer, 1 to 500,000."""
