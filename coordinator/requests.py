@@ -11,17 +11,16 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from coordinator.sampling_checks import answer_violations, logit_violations, shown, token_violations
 from coordinator.vocabulary import ServedModel
 from rpc.errors import FieldViolation, InvalidRequest, ModelNotFound
 from speculation.adaptive_k import POLICY_NAMES
-from speculation.messages import ModelInfo, Sampling, TokenId
+from speculation.messages import LogprobOptions, ModelInfo, Sampling, TokenId
 from speculation.relay import lookahead_for
 
 MAX_STOP_TOKENS = 64
 MAX_K = 64
 MAX_LOOKAHEAD = 256
-MAX_NAMED_TOKENS = 3
-MAX_SHOWN_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,21 @@ class GenerateRequest:
     speculation: SpeculationOptions = SpeculationOptions()
     request_id: str = ""
     """Empty: one is made up."""
+    add_special_tokens: bool = True
+    """Let the tokenizer add what it adds to a text, such as a beginning-of-text token. A chat template has its own."""
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Sequence[tuple[TokenId, float]] = ()
+    bad_words: Sequence[str] = ()
+    min_tokens: int | None = None
+    n: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logprobs_mode: str = ""
+    stop: Sequence[str] = ()
+    include_stop_str_in_output: bool = False
     trace_context: str = ""
     """W3C traceparent of the client's span; empty: it has none."""
 
@@ -62,6 +76,19 @@ class SpeculationDefaults:
     policy: str
     max_k: int
     max_lookahead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """What the coordinator, which has the text, does about the end of an answer."""
+
+    strings: tuple[str, ...] = ()
+    token_ids: tuple[TokenId, ...] = ()
+    """Those of the request's own: told as the reason, unlike the model's end-of-text tokens."""
+    keeps_stop: bool = False
+    """The stop string, or the stop token's text, stays in the answer."""
+    min_tokens: int = 0
+    """A stop string counts if a later token than these completes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +106,10 @@ class Job:
     k: int
     max_lookahead: int
     turns: bool = False
+    n: int = 1
+    logprobs: LogprobOptions | None = None
+    prompt_logprobs: int | None = None
+    stop: Stopping = Stopping()
 
 
 def validate(request: GenerateRequest, model: ServedModel, defaults: SpeculationDefaults) -> Job:
@@ -88,27 +119,30 @@ def validate(request: GenerateRequest, model: ServedModel, defaults: Speculation
     """
     info = model.info
     if request.model not in ("", info.name):
-        raise ModelNotFound(f"model {_shown(request.model)} is not served here; use {info.name!r} or leave it empty")
+        raise ModelNotFound(f"model {shown(request.model)} is not served here; use {info.name!r} or leave it empty")
     try:
-        prompt = _prompt_token_ids(request.prompt, model)
+        prompt = _prompt_token_ids(request.prompt, model, request.add_special_tokens)
     except UnicodeEncodeError as error:
         raise InvalidRequest(FieldViolation("prompt", f"is not valid Unicode: {error.reason}")) from error
     violations = [*_prompt_violations(prompt, info), *_length_violations(request.max_tokens, len(prompt), info)]
     violations += [*_sampling_violations(request), *_stop_violations(request.stop_token_ids, info)]
+    violations += [*logit_violations(request, info), *answer_violations(request, info.max_context - len(prompt))]
     violations += _speculation_violations(request.speculation)
     if violations:
         raise InvalidRequest(*violations)
-    return _resolve(request, prompt, info, defaults)
+    return _resolve(request, prompt, model, defaults)
 
 
-def _shown(value: str) -> str:
-    """A client's own words for an error message, which has to fit into gRPC's metadata."""
-    return repr(value if len(value) <= MAX_SHOWN_CHARS else f"{value[:MAX_SHOWN_CHARS]}...")
-
-
-def _prompt_token_ids(prompt: str | Sequence[TokenId], model: ServedModel) -> tuple[TokenId, ...]:
+def _prompt_token_ids(
+    prompt: str | Sequence[TokenId], model: ServedModel, add_special_tokens: bool
+) -> tuple[TokenId, ...]:
     if not isinstance(prompt, str):
         return tuple(prompt)
+    return text_token_ids(prompt, model, add_special_tokens)
+
+
+def text_token_ids(prompt: str, model: ServedModel, add_special_tokens: bool = True) -> tuple[TokenId, ...]:
+    """The tokens of a text. Raises `UnicodeEncodeError`, and `InvalidRequest` for what cannot fit the context."""
     prompt.encode()  # raises on lone surrogates, of which the tokenizer only says that they are no string
     if not prompt:
         return ()  # empty stays empty, without a <s> before it
@@ -117,7 +151,7 @@ def _prompt_token_ids(prompt: str | Sequence[TokenId], model: ServedModel) -> tu
         problem = f"has {len(prompt)} characters; no more than {most_chars} can fit"
         raise InvalidRequest(FieldViolation("prompt", f"{problem} in the context of {model.info.max_context} tokens"))
     # A batch of one: unlike `encode` it lets other threads run meanwhile.
-    return tuple(model.tokenizer.encode_batch([prompt])[0].ids)
+    return tuple(model.tokenizer.encode_batch([prompt], add_special_tokens=add_special_tokens)[0].ids)
 
 
 def _prompt_violations(prompt: Sequence[TokenId], info: ModelInfo) -> Iterator[FieldViolation]:
@@ -127,14 +161,7 @@ def _prompt_violations(prompt: Sequence[TokenId], info: ModelInfo) -> Iterator[F
         problem = f"has {len(prompt)} tokens; at most {info.max_context - 1} leave room for an answer"
         yield FieldViolation("prompt", f"{problem} in the context of {info.max_context}")
     else:
-        yield from _token_violations("prompt", prompt, info)
-
-
-def _token_violations(field: str, token_ids: Sequence[TokenId], info: ModelInfo) -> Iterator[FieldViolation]:
-    outside = [id_ for id_ in token_ids if not 0 <= id_ < info.tokenizer_size]
-    if outside:
-        named = ", ".join(map(str, outside[:MAX_NAMED_TOKENS])) + (" ..." if len(outside) > MAX_NAMED_TOKENS else "")
-        yield FieldViolation(field, f"token id {named} is outside the vocabulary [0, {info.tokenizer_size})")
+        yield from token_violations("prompt", prompt, info)
 
 
 def _length_violations(max_tokens: int | None, num_prompt: int, info: ModelInfo) -> Iterator[FieldViolation]:
@@ -163,13 +190,13 @@ def _stop_violations(stop_token_ids: Sequence[TokenId], info: ModelInfo) -> Iter
     if len(stop_token_ids) > MAX_STOP_TOKENS:
         yield FieldViolation("stop_token_ids", f"has {len(stop_token_ids)} tokens; at most {MAX_STOP_TOKENS}")
     else:
-        yield from _token_violations("stop_token_ids", stop_token_ids, info)
+        yield from token_violations("stop_token_ids", stop_token_ids, info)
 
 
 def _speculation_violations(options: SpeculationOptions) -> Iterator[FieldViolation]:
     if options.policy and options.policy not in POLICY_NAMES:
         known = ", ".join(POLICY_NAMES)
-        yield FieldViolation("speculation.policy", f"is {_shown(options.policy)}; must be one of {known}, or empty")
+        yield FieldViolation("speculation.policy", f"is {shown(options.policy)}; must be one of {known}, or empty")
     if options.k is not None and not 0 <= options.k <= MAX_K:
         yield FieldViolation("speculation.k", f"is {options.k}; must be in [0, {MAX_K}]")
     if options.lookahead is not None and not 0 <= options.lookahead <= MAX_LOOKAHEAD:
@@ -177,8 +204,9 @@ def _speculation_violations(options: SpeculationOptions) -> Iterator[FieldViolat
 
 
 def _resolve(
-    request: GenerateRequest, prompt: tuple[TokenId, ...], info: ModelInfo, defaults: SpeculationDefaults
+    request: GenerateRequest, prompt: tuple[TokenId, ...], model: ServedModel, defaults: SpeculationDefaults
 ) -> Job:
+    info = model.info
     options = request.speculation
     k = defaults.max_k if options.k is None else options.k
     lookahead = options.lookahead
@@ -190,20 +218,60 @@ def _resolve(
     return Job(
         request_id=request.request_id or f"gen-{secrets.token_hex(8)}",
         prompt_token_ids=prompt,
-        sampling=_sampling(request, info),
+        sampling=_sampling(request, len(prompt), model),
         max_length=len(prompt) + (num_left if request.max_tokens is None else request.max_tokens),
         stop_token_ids=tuple(sorted(stop)),
         policy=(options.policy or defaults.policy) if speculates else None,
         k=k,
         max_lookahead=lookahead,
         turns=options.turns,
+        n=request.n or 1,
+        logprobs=_logprobs(request),
+        prompt_logprobs=request.prompt_logprobs,
+        stop=Stopping(
+            strings=tuple(request.stop),
+            token_ids=tuple(sorted(set(request.stop_token_ids))),
+            keeps_stop=request.include_stop_str_in_output,
+            min_tokens=request.min_tokens or 0,
+        ),
     )
 
 
-def _sampling(request: GenerateRequest, info: ModelInfo) -> Sampling:
+def _logprobs(request: GenerateRequest) -> LogprobOptions | None:
+    if request.logprobs is None:
+        return None
+    return LogprobOptions(request.logprobs, request.logprobs_mode == "processed")
+
+
+def _sampling(request: GenerateRequest, num_prompt: int, model: ServedModel) -> Sampling:
+    repetition = request.repetition_penalty
     return Sampling(
         temperature=request.temperature or 0.0,
-        top_k=min(request.top_k or 0, info.vocab_size),  # more is the same as all, and must fit 32 bits
+        top_k=min(request.top_k or 0, model.info.vocab_size),  # more is the same as all, and must fit 32 bits
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=secrets.randbits(53) if request.seed is None else request.seed,
+        min_p=request.min_p or 0.0,
+        repetition_penalty=1.0 if repetition is None else repetition,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=tuple(request.logit_bias),
+        bad_words=_bad_word_tokens(request.bad_words, model),
+        min_length=num_prompt + request.min_tokens if request.min_tokens else 0,
+        prompt_length=num_prompt,
     )
+
+
+def _bad_word_tokens(words: Sequence[str], model: ServedModel) -> tuple[tuple[TokenId, ...], ...]:
+    """The tokens of each word, at the beginning of a text and after a space, as vLLM has them."""
+    found: dict[tuple[TokenId, ...], None] = {}
+    for word in words:
+        plain, spaced = (
+            tuple(model.tokenizer.encode(before + (word.lstrip() or word), add_special_tokens=False).ids)
+            for before in ("", " ")
+        )
+        if plain:
+            found[plain] = None
+        # A space that became a token of its own would forbid that, and not the word.
+        if spaced and len(spaced) == len(plain) and spaced[0] != plain[0]:
+            found[spaced] = None
+    return tuple(found)

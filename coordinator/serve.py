@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
 
 from coordinator.coordinator import Coordinator
 from coordinator.delay import DelayedClient
 from coordinator.grpc_clients import TokenizerCache, grpc_draft_client, grpc_target_client
+from coordinator.http.app import make_app
+from coordinator.http.server import HttpServer
 from coordinator.servicer import GENERATION_SERVICE, GenerationServicer
 from coordinator.settings import CoordinatorSettings
 from coordinator.traffic import Traffic
@@ -29,21 +34,50 @@ async def serve(settings: CoordinatorSettings, on_status: OnStatus, stop: asynci
     try:
         await server.open()
         registry = coordinator.metrics.registry
-        async with metrics_endpoint(registry, settings.host, settings.metrics_port, on_status, server.address):
-            await _serve(coordinator, server, settings, on_status, stop)
+        async with (
+            metrics_endpoint(registry, settings.host, settings.metrics_port, on_status, server.address),
+            _serving_http(coordinator, settings, stop) as http_address,
+        ):
+            if await _start_unless_stopped(coordinator, server, on_status, stop):
+                servicer = GenerationServicer(coordinator, settings.max_requests_per_stream)
+                generation_pb2_grpc.add_GenerationServicer_to_server(servicer, server.grpc_server)
+                with_http = _with_http_address(on_status, http_address)
+                await serve_until_stopped(server, with_http, stop, settings.grace_s, _summary(coordinator))
     finally:
         await coordinator.close()
         await server.stop(0)
         await asyncio.to_thread(tracing.close)
 
 
-async def _serve(
-    coordinator: Coordinator, server: RpcServer, settings: CoordinatorSettings, on_status: OnStatus, stop: asyncio.Event
-) -> None:
-    if await _start_unless_stopped(coordinator, server, on_status, stop):
-        servicer = GenerationServicer(coordinator, settings.max_requests_per_stream)
-        generation_pb2_grpc.add_GenerationServicer_to_server(servicer, server.grpc_server)
-        await serve_until_stopped(server, on_status, stop, settings.grace_s, _summary(coordinator))
+@contextlib.asynccontextmanager
+async def _serving_http(
+    coordinator: Coordinator, settings: CoordinatorSettings, stop: asyncio.Event
+) -> AsyncIterator[str | None]:
+    """The HTTP server, if one is wanted, drained from when ``stop`` is set; its address."""
+    if settings.http_port is None:
+        yield None
+        return
+    http = HttpServer(make_app(coordinator, settings), settings.host, settings.http_port, settings.grace_s)
+    address = await http.open()
+    draining = asyncio.create_task(_drain_when(stop, http))
+    try:
+        yield address
+        await draining
+    finally:
+        draining.cancel()
+        await http.stop()
+
+
+async def _drain_when(stop: asyncio.Event, http: HttpServer) -> None:
+    await stop.wait()
+    await http.drain()
+
+
+def _with_http_address(on_status: OnStatus, http_address: str | None) -> OnStatus:
+    def tell(status: Status) -> None:
+        on_status(dataclasses.replace(status, http_address=http_address))
+
+    return tell
 
 
 def _make_coordinator(settings: CoordinatorSettings, tracing: Tracing) -> Coordinator:

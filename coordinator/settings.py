@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -27,6 +28,26 @@ class CoordinatorSettings(TelemetrySettings):
     """Interface to listen on; 0.0.0.0 is all of them."""
     port: int = Field(50051, ge=0, le=65535)
     """0 takes any free port."""
+    http_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of the OpenAI-compatible HTTP API, on the same interface. 0: any free one. Unset: no HTTP."""
+    served_model_name: str = ""
+    """Name by which HTTP clients know the model. Unset: its own; of a path the last part."""
+    api_keys: Path | None = None
+    """File of the API keys that HTTP clients need, made by ``outrider api-key``; read again when it changes. Unset: no
+    key is needed."""
+    key_requests_per_minute: int = Field(0, ge=0)
+    """Requests that one API key may start in a minute, where the file says nothing else. 0: any number."""
+    key_max_concurrent: int = Field(0, ge=0)
+    """Requests that one API key may have under way, where the file says nothing else. 0: any number."""
+    key_max_waiting: int = Field(16, ge=1)
+    """Requests of one API key that may wait for these two limits; one more is answered with 429."""
+    key_max_wait_s: float = Field(30.0, gt=0)
+    """A request that has waited for these two limits for so long is answered with 429."""
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    """Longest body of an HTTP request."""
+    cors_origins: Addresses = ()
+    """Origins whose pages may use the HTTP API from a browser, such as ``https://example.org``; ``*`` is all of them.
+    None: no other origin than the server's own."""
     policy: Literal["fixed", "threshold", "goodput"] = "goodput"
     """How K is chosen where a request does not say."""
     max_k: int = Field(6, ge=0, le=64)
@@ -62,7 +83,7 @@ class CoordinatorSettings(TelemetrySettings):
     grace_s: float = Field(5.0, ge=0)
     """When stopping: seconds that requests under way get to finish."""
 
-    @field_validator("targets", "drafts", mode="before")
+    @field_validator("targets", "drafts", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -16,7 +16,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from draft_worker.metrics import DraftMetrics
-from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, SequenceId, StepResult, draw
+from inference import Chunk, OutOfKVBlocks, Runtime, SequenceId, SequenceRows, StepResult, draw
 from rpc.codec import DraftFrame
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.draft_lines import DraftLine, LineId
@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 class _Session:
     key: SessionKey
     drafter: DrafterSession
+    rows: SequenceRows
     sequences: dict[LineId, SequenceId]
     span: Span = NO_SPAN
 
@@ -133,10 +134,11 @@ class DraftEngine:
             self._fail(key, error)
             return
         drafter = self._schedule.open(command, self._vocab_size, self._runtime.max_context)
+        rows = SequenceRows(command.sampling, drafter.prompt_length, command.stop_token_ids, self._vocab_size)
         span = NO_SPAN
         if command.trace_context:
             span = self._tracing.start("draft", command.trace_context, session_id=key[1], lookahead=command.lookahead)
-        self._sessions[key] = _Session(key, drafter, {drafter.main.id: self._runtime.open()}, span)
+        self._sessions[key] = _Session(key, drafter, rows, {drafter.main.id: self._runtime.open()}, span)
         _log.debug("session opened", extra={"session_id": key[1], "num_tokens": len(command.token_ids)})
 
     def _commit(self, session: _Session, command: Commit) -> None:
@@ -220,8 +222,7 @@ class DraftEngine:
         rows, positions = [], []
         for entry in entries:
             drafter = entry.session.drafter
-            sampling = drafter.sampling
-            rows.append(SamplingRow(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed))
+            rows.append(entry.session.rows.row(drafter.committed, drafter.ahead(entry.line)))
             positions.append(drafter.position(entry.line))
         draws = draw(logits, rows, positions, limit=self._vocab_size, num_runners_up=NUM_RUNNERS_UP)
         for entry, token_id, runners_up in zip(entries, draws.token_ids, draws.runners_up, strict=True):

@@ -13,12 +13,20 @@ from inference.errors import (
     OutOfKVBlocks,
     UnknownSequence,
 )
-from inference.loading import LoadedModel, ModelDescription, load_model, load_tokenizer_json
+from inference.loading import (
+    LoadedModel,
+    LoadedTokenizer,
+    ModelDescription,
+    load_model,
+    load_tokenizer,
+    load_tokenizer_json,
+)
 from inference.model_thread import Engine, ModelThread, ModelThreadStopped, StepResult
 from inference.noise import gumbel, random_bits, uniform
 from inference.paged_runtime import PagedRuntime
 from inference.runtime import Chunk, Runtime, SequenceId
 from inference.sampling import Draws, SamplingRow, draw
+from inference.sequence_rows import SamplingParameters, SequenceRows
 from inference.warm_up import warm_up
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
     "InferenceError",
     "IntegrityError",
     "LoadedModel",
+    "LoadedTokenizer",
     "ModelDescription",
     "ModelLoadError",
     "ModelNotFound",
@@ -37,13 +46,16 @@ __all__ = [
     "OutOfKVBlocks",
     "PagedRuntime",
     "Runtime",
+    "SamplingParameters",
     "SamplingRow",
     "SequenceId",
+    "SequenceRows",
     "StepResult",
     "UnknownSequence",
     "draw",
     "gumbel",
     "load_model",
+    "load_tokenizer",
     "load_tokenizer_json",
     "random_bits",
     "uniform",

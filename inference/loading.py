@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,11 +106,28 @@ def load_model(
     return LoadedModel(runtime, _describe(str(name), model, runtime))
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedTokenizer:
+    """A tokenizer for those who have no transformers."""
+
+    json: str
+    """The `tokenizer.json` form, to be read by the `tokenizers` library alone."""
+    chat_template: str
+    """Jinja; empty if there is none."""
+    special_tokens: Mapping[str, str]
+    """What a template may call by name, e.g. `bos_token`."""
+
+
 def load_tokenizer_json(name: str | Path) -> str:
-    """The model's tokenizer in the `tokenizer.json` form, to be read by the `tokenizers` library alone.
+    """`LoadedTokenizer.json` alone; raises as `load_tokenizer`."""
+    return load_tokenizer(name).json
+
+
+def load_tokenizer(name: str | Path) -> LoadedTokenizer:
+    """The model's tokenizer.
 
     Raises:
-        ModelNotFound, ModelLoadError: as `load_model`; also for a tokenizer that has no such form.
+        ModelNotFound, ModelLoadError: as `load_model`; also for a tokenizer that has no `tokenizer.json` form.
     """
     with explain(str(name), "put the model's tokenizer.json into its folder"):
         tokenizer = fetch(str(name), lambda local: AutoTokenizer.from_pretrained(str(name), local_files_only=local))
@@ -119,7 +136,14 @@ def load_tokenizer_json(name: str | Path) -> str:
             raise ModelLoadError(
                 f"{name}: its tokenizer has no tokenizer.json form: convert it with transformers first"
             )
-        return str(fast.to_str())
+        special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+        return LoadedTokenizer(str(fast.to_str()), _chat_template(tokenizer.chat_template), special)
+
+
+def _chat_template(given: object) -> str:
+    """Some models have several, by name."""
+    template = given.get("default") if isinstance(given, dict) else given
+    return template if isinstance(template, str) else ""
 
 
 def _load_weights(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from outrider.commands.api_key import api_key
 from outrider.commands.bench import bench
 from outrider.commands.demo import demo
 from outrider.commands.generate import generate
@@ -36,6 +37,7 @@ app.command()(generate)
 app.command()(bench)
 app.command()(simulate)
 app.command()(coordinator)
+app.command("api-key")(api_key)
 app.command("draft-worker")(draft_worker)
 app.command("target-worker")(target_worker)
 

@@ -39,6 +39,8 @@ class StackOptions:
     host: str = "127.0.0.1"
     grpc_port: int = 0
     """0: any free port."""
+    http_port: int | None = None
+    """0: any free port; None: no HTTP."""
     policy: str | None = None
     max_k: int | None = None
     device: str = "auto"
@@ -66,6 +68,8 @@ class LocalStack:
         self._supervisor: asyncio.Task[CommandFailed] | None = None
         self.address = ""
         """Where clients reach the coordinator, once the stack is up."""
+        self.http_address = ""
+        """Where its HTTP API is; empty if it has none."""
 
     async def __aenter__(self) -> LocalStack:
         try:
@@ -91,8 +95,9 @@ class LocalStack:
         return await asyncio.shield(self._supervisor)
 
     async def _start(self) -> None:
-        if self._options.grpc_port:
-            check_bindable(self._options.host, self._options.grpc_port)  # before loading models rather than after
+        for port in (self._options.grpc_port, self._options.http_port):
+            if port:
+                check_bindable(self._options.host, port)  # before loading models rather than after
         workers = [(TARGET, worker_arguments(self._options, TARGET))]
         if self._options.draft is not None:
             workers.append((DRAFT, worker_arguments(self._options, DRAFT)))
@@ -101,6 +106,7 @@ class LocalStack:
         addresses = await self._all_ready([role for role, _ in workers])
         await self._launch(COORDINATOR, coordinator_arguments(self._options, addresses))
         self.address = (await self._all_ready([COORDINATOR]))[COORDINATOR]
+        self.http_address = self._roles[COORDINATOR].http_address
         self._supervisor = asyncio.create_task(self._supervise(addresses))
 
     async def _launch(self, role: str, arguments: Sequence[str]) -> RoleProcess:
@@ -255,6 +261,8 @@ def coordinator_arguments(options: StackOptions, addresses: dict[str, str]) -> l
     flags: dict[str, object] = {"host": options.host, "port": options.grpc_port, "target": addresses[TARGET]}
     if DRAFT in addresses:
         flags["draft"] = addresses[DRAFT]
+    if options.http_port is not None:
+        flags["http_port"] = options.http_port
     if options.policy is not None:
         flags["policy"] = options.policy
     if options.max_k is not None:

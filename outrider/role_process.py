@@ -26,6 +26,8 @@ class RoleProcess:
 
     def __init__(self, role: str, process: Process, listener: StatusListener) -> None:
         self.role = role
+        self.http_address = ""
+        """Where the role serves HTTP, once it is ready; empty if it does not."""
         self._process = process
         self._listener = listener
         self._failure: CommandFailed | None = None
@@ -114,6 +116,7 @@ class RoleProcess:
             self._failure = CommandFailed(f"{self.role}: {detail}", int(status.get("exit_code", FAILED)))
             return
         if event == "ready" and not self._address.done():
+            self.http_address = str(status.get("http_address") or "")
             self._address.set_result(str(status.get("address", "")))
         if not self._stopping:
             self._listener(self.role, status_text(event, detail))

@@ -48,6 +48,10 @@ class UpSettings(StackSettings):
     """Address the coordinator listens on."""
     grpc_port: int = Field(default=50051, ge=0, le=65535)
     """Port of the coordinator. 0: any free one."""
+    http_port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the OpenAI-compatible HTTP API. 0: any free one."""
+    no_http: bool = False
+    """Serve gRPC alone."""
     no_draft: bool = False
     """Plain decoding: start no draft worker."""
 

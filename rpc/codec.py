@@ -13,11 +13,13 @@ from typing import TypeAlias
 
 from protos import common_pb2, draft_pb2, target_pb2
 from speculation.messages import (
+    ChatTemplate,
     CloseSession,
     Commit,
     DraftCommand,
     DraftEvent,
     FinishReason,
+    LogprobOptions,
     ModelInfo,
     OpenDraft,
     OpenTarget,
@@ -32,6 +34,7 @@ from speculation.messages import (
     TargetCommand,
     TargetEvent,
     TargetFrame,
+    TokenLogprobs,
     Verdict,
 )
 
@@ -45,12 +48,48 @@ DraftFrame: TypeAlias = Sequence[tuple[SessionId, DraftEvent]]
 
 def sampling_to_proto(sampling: Sampling) -> common_pb2.Sampling:
     return common_pb2.Sampling(
-        temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, seed=sampling.seed
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=[common_pb2.TokenBias(token_id=token_id, bias=bias) for token_id, bias in sampling.logit_bias],
+        bad_words=[common_pb2.TokenSequence(token_ids=token_ids) for token_ids in sampling.bad_words],
+        min_length=sampling.min_length,
+        prompt_length=sampling.prompt_length,
     )
 
 
 def sampling_from_proto(message: common_pb2.Sampling) -> Sampling:
-    return Sampling(message.temperature, message.top_k, message.top_p, message.seed)
+    return Sampling(
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        seed=message.seed,
+        min_p=message.min_p,
+        repetition_penalty=message.repetition_penalty or 1.0,  # a peer that does not know it sends 0
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        logit_bias=tuple((item.token_id, item.bias) for item in message.logit_bias),
+        bad_words=tuple(tuple(item.token_ids) for item in message.bad_words),
+        min_length=message.min_length,
+        prompt_length=message.prompt_length,
+    )
+
+
+def logprobs_to_proto(logprobs: TokenLogprobs) -> common_pb2.TokenLogprobs:
+    return common_pb2.TokenLogprobs(
+        logprob=logprobs.logprob,
+        top_token_ids=[token_id for token_id, _ in logprobs.top],
+        top_logprobs=[logprob for _, logprob in logprobs.top],
+    )
+
+
+def _logprobs_from_proto(message: common_pb2.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(message.logprob, tuple(zip(message.top_token_ids, message.top_logprobs, strict=False)))
 
 
 def model_info_to_proto(info: ModelInfo) -> common_pb2.ModelInfo:
@@ -64,6 +103,7 @@ def model_info_to_proto(info: ModelInfo) -> common_pb2.ModelInfo:
         device=info.device,
         tokenizer_sha256=info.tokenizer_sha256,
         tokenizer_size=info.tokenizer_size,
+        chat_template=_chat_template_to_proto(info.chat_template),
     )
 
 
@@ -78,7 +118,18 @@ def model_info_from_proto(message: common_pb2.ModelInfo) -> ModelInfo:
         device=message.device,
         tokenizer_sha256=message.tokenizer_sha256,
         tokenizer_size=message.tokenizer_size,
+        chat_template=_chat_template_from_proto(message.chat_template) if message.HasField("chat_template") else None,
     )
+
+
+def _chat_template_to_proto(template: ChatTemplate | None) -> common_pb2.ChatTemplate | None:
+    if template is None:
+        return None
+    return common_pb2.ChatTemplate(source=template.source, special_tokens=dict(template.special_tokens))
+
+
+def _chat_template_from_proto(message: common_pb2.ChatTemplate) -> ChatTemplate:
+    return ChatTemplate(message.source, tuple(sorted(message.special_tokens.items())))
 
 
 def _proposal_to_proto(proposal: Proposal) -> common_pb2.Proposal:
@@ -147,8 +198,15 @@ def _open_target_to_proto(command: OpenTarget) -> target_pb2.OpenTarget:
         stop_token_ids=command.stop_token_ids,
         k=command.k,
         turns=command.turns,
+        logprobs=None if command.logprobs is None else _logprob_options_to_proto(command.logprobs),
+        prompt_logprobs=command.prompt_logprobs,
+        fork_of=command.fork_of,
         trace_context=command.trace_context,
     )
+
+
+def _logprob_options_to_proto(options: LogprobOptions) -> target_pb2.LogprobOptions:
+    return target_pb2.LogprobOptions(num_top=options.num_top, processed=options.processed)
 
 
 def target_commands_from_proto(message: target_pb2.TargetCommands) -> list[tuple[SessionId, TargetCommand]]:
@@ -181,6 +239,13 @@ def _open_target_from_proto(message: target_pb2.OpenTarget) -> OpenTarget:
         stop_token_ids=tuple(message.stop_token_ids),
         k=message.k,
         turns=message.turns,
+        logprobs=(
+            LogprobOptions(message.logprobs.num_top, message.logprobs.processed)
+            if message.HasField("logprobs")
+            else None
+        ),
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+        fork_of=SessionId(message.fork_of),
         trace_context=message.trace_context,
     )
 
@@ -220,6 +285,8 @@ def _verdict_to_proto(verdict: Verdict) -> target_pb2.Verdict:
         missed=verdict.missed,
         caught=verdict.caught,
         finish_reason=_FINISH_TO_PROTO[verdict.finish_reason],
+        logprobs=[logprobs_to_proto(item) for item in verdict.logprobs],
+        prompt_logprobs=[logprobs_to_proto(item) for item in verdict.prompt_logprobs],
     )
 
 
@@ -261,6 +328,8 @@ def _verdict_from_proto(message: target_pb2.Verdict) -> Verdict:
         message.num_late_right,
         message.missed,
         message.caught,
+        tuple(_logprobs_from_proto(item) for item in message.logprobs),
+        tuple(_logprobs_from_proto(item) for item in message.prompt_logprobs),
     )
 
 
@@ -298,6 +367,7 @@ def _open_draft_to_proto(command: OpenDraft) -> draft_pb2.OpenDraft:
         lookahead=command.lookahead,
         max_length=command.max_length,
         max_branches=command.max_branches,
+        stop_token_ids=command.stop_token_ids,
         trace_context=command.trace_context,
     )
 
@@ -331,6 +401,7 @@ def _open_draft_from_proto(message: draft_pb2.OpenDraft) -> OpenDraft:
         lookahead=message.lookahead,
         max_length=message.max_length,
         max_branches=message.max_branches,
+        stop_token_ids=tuple(message.stop_token_ids),
         trace_context=message.trace_context,
     )
 

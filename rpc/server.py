@@ -32,6 +32,8 @@ class Status:
     event: Literal["loading", "ready", "draining", "stopped"]
     detail: str = ""
     address: str | None = None
+    http_address: str | None = None
+    """``host:port`` of the coordinator's HTTP API, if it has one."""
 
 
 OnStatus: TypeAlias = Callable[[Status], None]
@@ -152,13 +154,23 @@ def check_bindable(host: str, port: int) -> None:
 
     gRPC itself says only "failed to bind" and writes the reason to its log.
     """
+    listening_socket(host, port).close()
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A TCP socket listening at ``host:port``. Raises `AddressInUse`."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
+        bound = socket.socket(family, kind, proto)
     except OSError as error:
+        raise _address_in_use(host, port, _bind_problem(error)) from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen()
+        return bound
+    except OSError as error:
+        bound.close()
         raise _address_in_use(host, port, _bind_problem(error)) from error
 
 

@@ -19,7 +19,7 @@ from rpc.metrics_endpoint import metrics_endpoint
 from rpc.server import OnStatus, RpcServer, Status, serve_until_stopped
 from rpc.worker_core import CommandT, FrameT
 from rpc.worker_settings import WorkerSettings
-from speculation.messages import ModelInfo
+from speculation.messages import ChatTemplate, ModelInfo
 
 
 class ModelFacts(Protocol):
@@ -50,7 +50,7 @@ class LoadedWorker(Generic[CommandT, FrameT]):
     make_thread: MakeThread[FrameT]
 
 
-def describe_model(facts: ModelFacts, tokenizer_json: str) -> ModelInfo:
+def describe_model(facts: ModelFacts, tokenizer_json: str, chat_template: ChatTemplate | None = None) -> ModelInfo:
     """What `GetModel` answers. ``tokenizer_size`` is one more than the greatest id that has a token string."""
     vocabulary = Tokenizer.from_str(tokenizer_json).get_vocab(with_added_tokens=True)
     return ModelInfo(
@@ -63,6 +63,7 @@ def describe_model(facts: ModelFacts, tokenizer_json: str) -> ModelInfo:
         device=facts.device,
         tokenizer_sha256=hashlib.sha256(tokenizer_json.encode()).digest(),
         tokenizer_size=min(max(vocabulary.values()) + 1, facts.vocab_size),
+        chat_template=chat_template,
     )
 
 

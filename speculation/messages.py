@@ -22,6 +22,33 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[TokenId, float], ...] = ()
+    bad_words: tuple[tuple[TokenId, ...], ...] = ()
+    min_length: int = 0
+    """No stop token is drawn before prompt and output have so many tokens."""
+    prompt_length: int = 0
+    """Where the output begins; 0: behind the tokens that the session is opened with."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Of the token at one position, and the most likely ones there, best first."""
+
+    logprob: float
+    top: tuple[tuple[TokenId, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobOptions:
+    """Which logprobs are wanted: the committed token's and ``num_top`` more, of the model's own distribution or of the
+    one that is drawn from."""
+
+    num_top: int = 0
+    processed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +92,10 @@ class Verdict:
     """The step contradicted the main line: a drafted token that it verified, or the staged one behind those."""
     caught: bool = False
     """It missed, and a branch was staged that goes on from the target's own token."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """As many as ``token_ids`` if the session asked for them."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """In a session's first verdict, if it asked: of the prompt's tokens from the second on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +138,11 @@ class OpenTarget:
     k: int
     turns: bool = False
     """Verify nothing before K tokens are staged; see `speculation.turns`."""
+    logprobs: LogprobOptions | None = None
+    prompt_logprobs: int | None = None
+    """So many of the most likely tokens at each place of the prompt; None: nothing of the prompt."""
+    fork_of: SessionId = SessionId(0)
+    """Shares the prompt's keys and values with this session of the same connection, if it can; 0 is none."""
     trace_context: str = ""
     """W3C traceparent of the request; empty: not traced."""
 
@@ -120,6 +156,8 @@ class OpenDraft:
     lookahead: int
     max_length: int = 0
     max_branches: int = 0
+    stop_token_ids: tuple[TokenId, ...] = ()
+    """Not drawn before ``Sampling.min_length``."""
     trace_context: str = ""
 
 
@@ -165,6 +203,14 @@ class TargetFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """How a chat becomes a prompt: a Jinja template, and the special tokens that it may call by name."""
+
+    source: str
+    special_tokens: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a worker serves; see ``ModelInfo`` in ``common.proto``."""
 
@@ -177,3 +223,4 @@ class ModelInfo:
     device: str
     tokenizer_sha256: bytes
     tokenizer_size: int
+    chat_template: ChatTemplate | None = None

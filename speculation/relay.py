@@ -363,11 +363,12 @@ class RelaySession:
         self._drafter, self._lookahead = _Drafter.DRAFTING, lookahead
         self._draft_knows = len(self._token_ids)
         command = OpenDraft(
-            tuple(self._token_ids),
-            self._sampling,
-            lookahead,
-            self._draft_max_length,
-            self._max_branches,
+            token_ids=tuple(self._token_ids),
+            sampling=self._sampling,
+            lookahead=lookahead,
+            max_length=self._draft_max_length,
+            max_branches=self._max_branches,
+            stop_token_ids=self._stop_token_ids if len(self._token_ids) < self._sampling.min_length else (),
             trace_context=self._trace_context,
         )
         return [ToDraft(command)]

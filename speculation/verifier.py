@@ -31,6 +31,7 @@ class VerifierSession:
     def __init__(self, command: OpenTarget, vocab_size: int, profile: AcceptanceProfile, pace: DraftPace) -> None:
         """``profile`` and ``pace`` are the worker's: the session starts from them and adds to them."""
         self.sampling = command.sampling
+        self.prompt_length = command.sampling.prompt_length or len(command.token_ids)
         self.set_k(command.k)
         self.profile = AcceptanceProfile(profile)
         self.pace = DraftPace(pace)

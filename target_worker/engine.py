@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from inference import Runtime, StepResult
+from inference import Runtime, SequenceRows, StepResult
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.messages import (
     CloseSession,
@@ -101,10 +101,13 @@ class VerifyEngine:
             self._fail(key, error)
             return
         verifier, sequence = self._schedule.open(command, self._vocab_size), self._runtime.open()
+        rows = SequenceRows(verifier.sampling, verifier.prompt_length, command.stop_token_ids, self._vocab_size)
         span = NO_SPAN
         if command.trace_context:
             span = self._tracing.start("verify", command.trace_context, session_id=key[1], k=command.k)
-        self._sessions[key] = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence, span=span)
+        self._sessions[key] = TargetSession(
+            SessionId(sequence), verifier, key=key, sequence=sequence, rows=rows, span=span
+        )
         _log.debug("session opened", extra={"session_id": key[1], "num_tokens": len(command.token_ids)})
 
     def _drop(self, key: SessionKey, error: str = "") -> None:

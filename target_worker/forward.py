@@ -63,11 +63,10 @@ class VerifyForward:
         rows: list[SamplingRow] = []
         positions: list[int] = []
         for entry in entries:
-            sampling = entry.session.verifier.sampling
-            row = SamplingRow(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
-            start = len(entry.session.verifier.token_ids)
-            rows.extend([row] * entry.num_logits)
-            positions.extend(range(start, start + entry.num_logits))
+            if entry.is_complete:
+                committed = entry.session.verifier.token_ids
+                rows.extend(entry.session.rows.rows(committed, entry.drafted))
+                positions.extend(range(len(committed), len(committed) + entry.num_logits))
         token_ids = draw(logits, rows, positions, limit=self._vocab_size).token_ids if rows else []
         draws, start = [], 0
         for entry in entries:

@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 import grpc
 
-from inference import ModelLoadError, ModelThread, load_model, load_tokenizer_json, warm_up
+from inference import LoadedTokenizer, ModelLoadError, ModelThread, load_model, load_tokenizer, warm_up
 from protos import target_pb2_grpc
 from rpc.engine_host import EngineHost, MakeThread
 from rpc.errors import ModelNotFound
 from rpc.server import OnStatus
 from rpc.worker_process import LoadedWorker, describe_model, serve_worker
 from rpc.worker_servicer import TARGET_SERVICE, TargetWorkerServicer
-from speculation.messages import TargetCommand, TargetFrame
+from speculation.messages import ChatTemplate, TargetCommand, TargetFrame
 from target_worker.engine import VerifyEngine
 from target_worker.metrics import TargetMetrics
 from target_worker.settings import TargetWorkerSettings
@@ -55,10 +55,10 @@ def load(
             num_threads=threads,
             on_progress=on_progress,
         )
-        tokenizer_json = load_tokenizer_json(settings.model)
+        tokenizer = load_tokenizer(settings.model)
     except ModelLoadError as error:
         raise ModelNotFound(str(error)) from error
-    info = describe_model(loaded.description, tokenizer_json)
+    info = describe_model(loaded.description, tokenizer.json, _chat_template(tokenizer))
     metrics.describe(info)
     on_progress("warming up")
     warm_up(loaded.runtime)
@@ -66,7 +66,13 @@ def load(
         loaded.runtime, info.tokenizer_size, settings.max_step_tokens, metrics=metrics, tracing=tracing
     )
     make_thread: MakeThread[TargetFrame] = functools.partial(ModelThread, engine, num_threads=threads)
-    return LoadedWorker(info, tokenizer_json.encode(), make_thread)
+    return LoadedWorker(info, tokenizer.json.encode(), make_thread)
+
+
+def _chat_template(tokenizer: LoadedTokenizer) -> ChatTemplate | None:
+    if not tokenizer.chat_template:
+        return None
+    return ChatTemplate(tokenizer.chat_template, tuple(sorted(tokenizer.special_tokens.items())))
 
 
 def _add_servicer(host: EngineHost[TargetCommand, TargetFrame], server: grpc.aio.Server) -> None:

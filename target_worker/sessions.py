@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from inference import Runtime, SequenceId
+from inference import Runtime, SequenceId, SequenceRows
 from rpc.engine_host import ConnectionId
 from speculation.messages import SessionId
 from speculation.step_schedule import CachedSession, StepEntry
@@ -21,6 +21,7 @@ class TargetSession(CachedSession):
 
     key: SessionKey
     sequence: SequenceId
+    rows: SequenceRows
     span: Span = field(default=NO_SPAN)
 
     def roll_back(self, runtime: Runtime) -> None:

@@ -80,10 +80,15 @@ def _printer(role: str) -> OnStatus:
 
     def show(status: Status) -> None:
         nonlocal latest
-        address = f" (at {status.address})" if status.event == "ready" and status.address else ""
+        address = _where(status) if status.event == "ready" and status.address else ""
         line = f"{role}: {status_text(status.event, status.detail)}{address}"
         if line != latest:
             typer.echo(line, err=True)
         latest = line
 
     return show
+
+
+def _where(status: Status) -> str:
+    http = f", HTTP at {status.http_address}" if status.http_address else ""
+    return f" (at {status.address}{http})"

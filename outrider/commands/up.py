@@ -36,10 +36,12 @@ async def _serve(options: StackOptions) -> None:
 
 def _announce(options: StackOptions, stack: LocalStack) -> None:
     draft = "none: plain decoding" if options.draft is None else f"{options.draft} (pid {stack.pids[DRAFT]})"
+    http = f"http://{stack.http_address}/v1" if stack.http_address else "none"
     typer.echo(
         f"target  {options.target} (pid {stack.pids[TARGET]})\n"
         f"draft   {draft}\n"
         f"gRPC    {stack.address}\n"
+        f"HTTP    {http}\n"
         f'Try     outrider generate --address {stack.address} "def fibonacci(n):"\n'
         "Ctrl-C stops all three."
     )
@@ -47,4 +49,5 @@ def _announce(options: StackOptions, stack: LocalStack) -> None:
 
 def _options(settings: UpSettings, config: Path | None) -> StackOptions:
     options = stack_options(settings, config, drafting=not settings.no_draft)
-    return dataclasses.replace(options, host=settings.host, grpc_port=settings.grpc_port)
+    http_port = None if settings.no_http else settings.http_port
+    return dataclasses.replace(options, host=settings.host, grpc_port=settings.grpc_port, http_port=http_port)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
@@ -70,9 +71,11 @@ def _parts(leader: int) -> Iterator[bytes]:
 class Up:
     """A running ``outrider up``."""
 
-    def __init__(self, process: subprocess.Popen[str], address: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], address: str, http_url: str) -> None:
         self.process = process
         self.address = address
+        self.http_url = http_url
+        """``http://host:port/v1``; "none" without HTTP."""
 
     @property
     def children(self) -> list[psutil.Process]:
@@ -95,7 +98,7 @@ class Up:
 
 def start_up(*arguments: str) -> subprocess.Popen[str]:
     """``outrider up`` on any free port, not yet ready."""
-    command = [*_COMMAND, "up", "--grpc-port=0", *arguments]
+    command = [*_COMMAND, "up", "--grpc-port=0", "--http-port=0", *arguments]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT
     )
@@ -107,11 +110,11 @@ def running_up(*arguments: str) -> Iterator[Up]:
     process = start_up(*arguments)
     try:
         assert process.stdout is not None
-        address = next((line.split()[1] for line in process.stdout if line.startswith("gRPC")), None)
-        if address is None:
+        found = dict(line.split()[:2] for line in takewhile(lambda line: "Ctrl-C" not in line, process.stdout))
+        if "gRPC" not in found:
             assert process.stderr is not None
             raise AssertionError(f"outrider up failed: {process.stderr.read()}")
-        yield Up(process, address)
+        yield Up(process, found["gRPC"], found["HTTP"])
     finally:
         dispose(process)
 

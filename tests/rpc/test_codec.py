@@ -13,6 +13,7 @@ from speculation.messages import (
     CloseSession,
     Commit,
     FinishReason,
+    LogprobOptions,
     ModelInfo,
     OpenDraft,
     OpenTarget,
@@ -25,6 +26,7 @@ from speculation.messages import (
     SetLookahead,
     StepReport,
     TargetFrame,
+    TokenLogprobs,
     Verdict,
 )
 
@@ -32,11 +34,32 @@ u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 tokens = st.lists(u32, max_size=6).map(tuple)
 seconds = st.floats(0, 1e6)
-sampling = st.builds(Sampling, st.floats(0, 10), u32, st.floats(0, 1), u64)
+float32 = st.floats(-100, 100, width=32)
+sampling = st.builds(
+    Sampling,
+    st.floats(0, 10),
+    u32,
+    st.floats(0, 1),
+    u64,
+    min_p=st.floats(0, 1),
+    repetition_penalty=st.floats(0.1, 10),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    logit_bias=st.lists(st.tuples(u32, float32), max_size=3).map(tuple),
+    bad_words=st.lists(tokens, max_size=3).map(tuple),
+    min_length=u32,
+    prompt_length=u32,
+)
+logprobs = st.builds(TokenLogprobs, float32, st.lists(st.tuples(u32, float32), max_size=3).map(tuple))
 proposal = st.builds(Proposal, u32, u64, tokens, st.lists(st.floats(0, 1, width=32), max_size=6).map(tuple))
 error = st.builds(SessionError, st.sampled_from(SessionErrorCode), st.text(max_size=20))
 close = st.just(CloseSession())
-verdict = st.builds(Verdict, u32, tokens, u32, u32, u32, u32, st.sampled_from([None, *FinishReason]), u32, u32)
+verdict = st.builds(
+    Verdict,
+    *(u32, tokens, u32, u32, u32, u32, st.sampled_from([None, *FinishReason]), u32, u32),
+    logprobs=st.lists(logprobs, max_size=3).map(tuple),
+    prompt_logprobs=st.lists(logprobs, max_size=3).map(tuple),
+)
 model_info = st.builds(ModelInfo, st.text(), u32, u32, tokens, u64, st.text(), st.text(), st.binary(), u32)
 
 
@@ -45,10 +68,17 @@ def frame(*items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 context = st.text(max_size=55)
-open_target = st.builds(OpenTarget, tokens, sampling, u32, tokens, u32, st.booleans(), trace_context=context)
+open_target = st.builds(
+    OpenTarget,
+    *(tokens, sampling, u32, tokens, u32, st.booleans()),
+    logprobs=st.none() | st.builds(LogprobOptions, u32, st.booleans()),
+    prompt_logprobs=st.none() | u32,
+    fork_of=u64,
+    trace_context=context,
+)
 target_command = frame(open_target, proposal, st.builds(SetK, u32), close)
 draft_command = frame(
-    st.builds(OpenDraft, tokens, sampling, u32, u32, trace_context=context),
+    st.builds(OpenDraft, tokens, sampling, u32, u32, u32, tokens, trace_context=context),
     st.builds(Commit, u32, tokens),
     st.builds(SetLookahead, u32),
     close,

@@ -248,3 +248,44 @@ def test_a_session_that_takes_turns_steps_with_whole_turns_only(
             stage(harness, 0, prompt + expected[:index], [token_id])
         harness.step()
     assert [verdict.num_drafted for verdict in harness.verdicts[0]] == [0, 3, 3, 1]
+
+
+@pytest.mark.parametrize("num_replayed", [0, 1, 9])
+def test_a_replayed_session_knows_where_its_output_began(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM, num_replayed: int
+) -> None:
+    prompt, stop = prompt_of(8), tuple(range(0, VOCAB_SIZE, 3))
+    limits = {"presence_penalty": 1.5, "frequency_penalty": 0.8, "bad_words": tuple((id_, 50) for id_ in range(200))}
+    expected = reference.decode(
+        target_model, prompt, reference.Parameters(1.0, seed=3, min_tokens=14, **limits), 30, stop_token_ids=stop
+    )
+    assert len(expected) >= 15
+    sampling = Sampling(1.0, seed=3, min_length=8 + 14, prompt_length=8, **limits)
+    harness = Harness(make_runtime())
+    harness.tokens[0], harness.verdicts[0] = [], []
+    committed = (*prompt, *expected[:num_replayed])
+    harness.send(0, OpenTarget(committed, sampling, 38, stop, 4))
+    stage(harness, 0, list(committed), expected[num_replayed : num_replayed + 6])
+    harness.run()
+    assert harness.tokens[0] == expected[num_replayed:]
+    assert harness.verdicts[0][-1].finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(min_p=-0.1),
+        Sampling(repetition_penalty=-1.0),
+        Sampling(presence_penalty=float("nan")),
+        Sampling(frequency_penalty=float("inf")),
+        Sampling(logit_bias=((1, float("nan")),)),
+        Sampling(prompt_length=2),
+    ],
+)
+def test_impossible_sampling_ends_that_session_alone(make_runtime: MakeRuntime, sampling: Sampling) -> None:
+    harness = Harness(make_runtime())
+    harness.open(0, [3], reference.Parameters(), 4)
+    harness.send(1, OpenTarget((3,), sampling, 9, (), 0))
+    harness.run()
+    assert harness.errors[1].code is SessionErrorCode.INVALID
+    assert len(harness.tokens[0]) == 4

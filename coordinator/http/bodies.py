@@ -1,0 +1,150 @@
+"""What clients may send, field by field. A field that is not here is refused by name.
+
+Types and shapes are checked here; values and limits where the engine checks them, in `coordinator.requests`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_PROMPTS = 64
+"""Prompts in one completion request."""
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class StreamOptions(Body):
+    """``stream_options``."""
+
+    include_usage: bool = False
+    """One more chunk at the end, without choices, that has ``usage``."""
+
+
+class SpeculationBody(Body):
+    """How to speculate; never changes the text. Unset is the deployment's choice."""
+
+    enabled: bool = True
+    """false: plain decoding."""
+    policy: Literal["fixed", "threshold", "goodput"] | None = None
+    """How K is chosen."""
+    k: int | None = None
+    """The K of ``fixed``, otherwise the greatest K."""
+    lookahead: int | None = None
+    """Draft at most this many tokens beyond the committed ones."""
+    turns: bool = False
+    """For measurements: the two workers take turns."""
+    trace: bool = False
+    """Every chunk of a stream tells of its step: tokens, which were drafted, K."""
+
+
+class GenerationBody(Body):
+    """What completions and chat completions have in common."""
+
+    model: str = ""
+    """As ``/v1/models`` says; empty is the one that is served."""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    """Unset: 1, as at OpenAI. 0 is greedy."""
+    top_p: float | None = None
+    seed: int | None = None
+    """The same seed gives the same text. Unset: drawn by the server."""
+    n: int | None = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[str, float] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    response_format: dict[str, Any] | None = None
+    user: str | None = None
+    """Taken, and of no effect."""
+    metadata: dict[str, Any] | None = None
+    """Taken, and of no effect."""
+
+    # What vLLM's clients send in `extra_body`.
+    top_k: int | None = None
+    """0 or -1 is off."""
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool = False
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    bad_words: list[str] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
+    speculation: SpeculationBody = SpeculationBody()
+
+
+TokenIds = list[int]
+Prompts = Annotated[list[str] | list[TokenIds], Field(max_length=MAX_PROMPTS)]
+
+
+class CompletionBody(GenerationBody):
+    """``POST /v1/completions``."""
+
+    prompt: str | TokenIds | Prompts
+    """A text, token ids, or several of either."""
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool = False
+    best_of: int | None = None
+    suffix: str | None = None
+    add_special_tokens: bool = True
+    """Let the tokenizer add what it adds to a text, such as a beginning-of-text token."""
+
+
+class TextPart(Body):
+    """A part of a message's content; this server knows text alone."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """One message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class ChatBody(GenerationBody):
+    """``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: int | None = None
+    """The newer name of ``max_tokens``."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+    """More variables for the chat template."""
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    modalities: list[str] | None = None
+    audio: Any = None
+    prediction: Any = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    web_search_options: Any = None
+    service_tier: str | None = None
+    store: bool | None = None

@@ -1,0 +1,125 @@
+"""A body of OpenAI's API as the engine's request. What the engine has is translated in `to_request`, one line a field;
+what it has not is in `_REFUSED`, with the values that ask for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from coordinator.http.bodies import ChatBody, CompletionBody, GenerationBody, SpeculationBody
+from coordinator.requests import GenerateRequest, SpeculationOptions
+from rpc.errors import FieldViolation, InvalidRequest
+from speculation.messages import TokenId
+
+DEFAULT_TEMPERATURE = 1.0
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's own for ``/v1/completions``; a chat goes on as long as the context allows."""
+
+_NONE: tuple[Any, ...] = (None,)
+_REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "stop": (None, "", []),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "prompt_logprobs": _NONE,
+    "logit_bias": (None, {}),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "response_format": (None, {"type": "text"}),
+    "min_p": (None, 0),
+    "repetition_penalty": (None, 1),
+    "min_tokens": (None, 0),
+    "include_stop_str_in_output": (False,),
+    "bad_words": (None, []),
+    "structured_outputs": (None, {}),
+    "guided_json": _NONE,
+    "guided_regex": _NONE,
+    "guided_choice": _NONE,
+    "guided_grammar": _NONE,
+    "echo": (False,),
+    "best_of": (None, 1),
+    "suffix": (None, ""),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True, False),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "modalities": (None, ["text"]),
+    "audio": _NONE,
+    "prediction": _NONE,
+    "reasoning_effort": (None, "none"),
+    "verbosity": _NONE,
+    "web_search_options": _NONE,
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+}
+"""Fields that are not served, and the values with which they may be there nevertheless."""
+
+
+def to_request(
+    body: GenerationBody,
+    prompt: str | Sequence[TokenId],
+    max_tokens: int | None,
+    request_id: str,
+    add_special_tokens: bool = True,
+) -> GenerateRequest:
+    """The engine's request for one prompt. Raises `InvalidRequest` naming every field that is not served."""
+    check_served(body)
+    return GenerateRequest(
+        prompt=prompt,
+        max_tokens=max_tokens,
+        temperature=DEFAULT_TEMPERATURE if body.temperature is None else body.temperature,
+        top_k=0 if body.top_k == -1 else body.top_k,
+        top_p=body.top_p,
+        seed=body.seed,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=body.ignore_eos,
+        speculation=speculation_options(body.speculation),
+        request_id=request_id,
+        add_special_tokens=add_special_tokens,
+    )
+
+
+def speculation_options(body: SpeculationBody) -> SpeculationOptions:
+    return SpeculationOptions(
+        disabled=not body.enabled, policy=body.policy or "", k=body.k, lookahead=body.lookahead, turns=body.turns
+    )
+
+
+def completion_tokens(body: CompletionBody) -> int:
+    """Most tokens to generate for a completion."""
+    return DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+
+
+def chat_tokens(body: ChatBody) -> int | None:
+    """Most tokens to generate for a chat; None: as many as fit. Raises `InvalidRequest` if its two names disagree."""
+    given = {value for value in (body.max_tokens, body.max_completion_tokens) if value is not None}
+    if len(given) > 1:
+        problem = f"is {body.max_completion_tokens}, but max_tokens is {body.max_tokens}; give one of them"
+        raise InvalidRequest(FieldViolation("max_completion_tokens", problem))
+    return next(iter(given), None)
+
+
+def prompts_of(body: CompletionBody) -> list[str | Sequence[TokenId]]:
+    """One or several prompts, always as a list."""
+    if isinstance(body.prompt, str):
+        return [body.prompt]
+    several = [part for part in body.prompt if not isinstance(part, int)]
+    return [*several] if several else [[part for part in body.prompt if isinstance(part, int)]]
+
+
+def check_served(body: GenerationBody) -> None:
+    """Raises `InvalidRequest` if the body asks for something that this server does not do: never silence."""
+    violations = list(_unserved(body))
+    if violations:
+        raise InvalidRequest(*violations)
+
+
+def _unserved(body: GenerationBody) -> Iterator[FieldViolation]:
+    for name, harmless in _REFUSED.items():
+        value = getattr(body, name, harmless[0])
+        if not any(value == allowed and isinstance(value, bool) == isinstance(allowed, bool) for allowed in harmless):
+            yield FieldViolation(name, "is not supported by this server; leave it out")
+    if body.stream_options is not None and not body.stream:
+        yield FieldViolation("stream_options", "is for streams; leave it out, or set stream to true")
