@@ -51,8 +51,6 @@ class GenerateRequest:
     speculation: SpeculationOptions = SpeculationOptions()
     request_id: str = ""
     """Empty: one is made up."""
-    trace_context: str = ""
-    """W3C traceparent of the client's span; empty: it has none."""
 
 
 @dataclass(frozen=True, slots=True)
