@@ -36,7 +36,7 @@ from speculation.adaptive_k import FixedK, KPolicy, Load, make_policy
 from speculation.cost import StepCostModel
 from speculation.messages import ModelInfo, SessionId, TargetFrame
 from speculation.relay import Emit, RelaySession
-from telemetry.tracing import NO_TRACING, Span, Tracing
+from telemetry.tracing import NO_TRACING, Span, Tracing, caller_context
 
 LONG_PROMPT_CHARS = 20_000
 """From here on tokenizing takes milliseconds, and moves to a thread."""
@@ -228,7 +228,7 @@ class Coordinator:
 
     async def _accept(self, request: GenerateRequest, arrived_s: float) -> Session:
         """The session of a valid request, in the arm that it was drawn for."""
-        span = self._tracing.start("generate", request.trace_context)
+        span = self._tracing.start("generate", caller_context())
         arm = self._lottery.draw(request.speculation)
         try:
             job = await self._validate(replace(request, speculation=PLAIN_DECODING) if arm is Arm.PLAIN else request)

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing
-from dataclasses import replace
 
 from coordinator.coordinator import Coordinator
 from coordinator.wire import failed_to_proto, request_from_proto, tagged_event_to_proto
@@ -25,10 +24,8 @@ _log = logging.getLogger(__name__)
 class ManyRequests:
     """The requests of one GenerateMany stream."""
 
-    def __init__(self, coordinator: Coordinator, max_requests: int, trace_context: str = "") -> None:
-        """``trace_context``: the stream's, which all of its requests belong to."""
+    def __init__(self, coordinator: Coordinator, max_requests: int) -> None:
         self._coordinator = coordinator
-        self._trace_context = trace_context
         self._max_requests = max_requests
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._taken_back: set[str] = set()
@@ -84,8 +81,7 @@ class ManyRequests:
 
     async def _answer(self, tag: str, message: generation_pb2.GenerateRequest) -> None:
         try:
-            request = replace(request_from_proto(message), trace_context=self._trace_context)
-            async with aclosing(self._coordinator.generate(request)) as events:
+            async with aclosing(self._coordinator.generate(request_from_proto(message))) as events:
                 async for event in events:
                     await self._unsent.put(tagged_event_to_proto(tag, event))
         except OutriderError as error:

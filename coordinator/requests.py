@@ -65,8 +65,6 @@ class GenerateRequest:
     logprobs_mode: str = ""
     stop: Sequence[str] = ()
     include_stop_str_in_output: bool = False
-    trace_context: str = ""
-    """W3C traceparent of the client's span; empty: it has none."""
 
 
 @dataclass(frozen=True, slots=True)

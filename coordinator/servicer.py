@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import TypeVar
 
 import grpc
@@ -14,7 +13,7 @@ from coordinator.many import ManyRequests
 from coordinator.wire import deployment_to_proto, event_to_proto, request_from_proto
 from protos import generation_pb2, generation_pb2_grpc
 from rpc.errors import OutriderError, abort_with
-from telemetry.tracing import METADATA_KEY, context_from
+from telemetry.tracing import METADATA_KEY, set_caller
 
 GENERATION_SERVICE = "outrider.v1.Generation"
 
@@ -35,8 +34,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         context: grpc.aio.ServicerContext[generation_pb2.GenerateRequest, generation_pb2.GenerateEvent],
     ) -> AsyncIterator[generation_pb2.GenerateEvent]:
         try:
-            asked = replace(request_from_proto(request), trace_context=_trace_context(context))
-            async with aclosing(self._coordinator.generate(asked)) as events:
+            set_caller(_traceparent(context))
+            async with aclosing(self._coordinator.generate(request_from_proto(request))) as events:
                 async for event in events:
                     yield event_to_proto(event)
         except OutriderError as error:
@@ -47,7 +46,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         request_iterator: AsyncIterable[generation_pb2.GenerateManyRequest],
         context: grpc.aio.ServicerContext[generation_pb2.GenerateManyRequest, generation_pb2.GenerateManyEvent],
     ) -> AsyncIterator[generation_pb2.GenerateManyEvent]:
-        requests = ManyRequests(self._coordinator, self._max_requests_per_stream, _trace_context(context))
+        set_caller(_traceparent(context))
+        requests = ManyRequests(self._coordinator, self._max_requests_per_stream)
         async with aclosing(requests.run(request_iterator)) as events:
             async for event in events:
                 yield event
@@ -63,7 +63,6 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
             await abort_with(context, error)
 
 
-def _trace_context(context: grpc.aio.ServicerContext[RequestT, ResponseT]) -> str:
-    """The client's traceparent; empty if it sent none."""
-    metadata = context.invocation_metadata() or ()
-    return context_from(next((value for key, value in metadata if key == METADATA_KEY), None))
+def _traceparent(context: grpc.aio.ServicerContext[RequestT, ResponseT]) -> str | bytes | None:
+    """What the client sent as such."""
+    return next((value for key, value in context.invocation_metadata() or () if key == METADATA_KEY), None)

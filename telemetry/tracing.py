@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from contextvars import ContextVar
 from typing import Protocol, TypeAlias
 
 METADATA_KEY = "traceparent"
@@ -17,6 +18,8 @@ ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_
 Value: TypeAlias = str | int | float | bool
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+_caller: ContextVar[str] = ContextVar("caller", default="")
 
 _log = logging.getLogger(__name__)
 
@@ -88,9 +91,18 @@ NO_SPAN: Span = _NoSpan("")
 NO_TRACING: Tracing = _NoTracing()
 
 
-def context_from(value: str | bytes | None) -> str:
-    """What a client sent as its traceparent, or "" if that is none."""
-    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else ""
+def set_caller(traceparent: str | bytes | None) -> None:
+    """What the client of this call, whatever door it came through, sent as its context; anything but one is ignored.
+
+    Holds for the present task and those that it starts.
+    """
+    is_context = isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent)
+    _caller.set(str(traceparent) if is_context else "")
+
+
+def caller_context() -> str:
+    """The client's context; empty if it has none."""
+    return _caller.get()
 
 
 def make_tracing(role: str, endpoint: str = "") -> Tracing:

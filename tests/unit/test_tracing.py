@@ -13,8 +13,9 @@ from telemetry.tracing import (
     NO_SPAN,
     NO_TRACING,
     TracingUnavailable,
-    context_from,
+    caller_context,
     make_tracing,
+    set_caller,
 )
 
 CONTEXT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -73,5 +74,8 @@ def hide_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None:
     "sent", [None, "", "hello", CONTEXT.upper(), CONTEXT + "-00", CONTEXT.encode(), "x" * 10_000, "00-é"]
 )
 def test_what_is_no_traceparent_is_ignored(sent: str | bytes | None) -> None:
-    assert context_from(sent) == ""
-    assert context_from(CONTEXT) == CONTEXT
+    set_caller(CONTEXT)
+    assert caller_context() == CONTEXT
+
+    set_caller(sent)
+    assert caller_context() == ""

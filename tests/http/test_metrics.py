@@ -1,0 +1,39 @@
+"""``/metrics`` of the front door, and traces that begin at a client of it."""
+
+from __future__ import annotations
+
+import httpx
+from openai import AsyncOpenAI
+from prometheus_client.parser import text_string_to_metric_families
+
+from speculation.messages import OpenDraft, OpenTarget
+from tests.http.conftest import PROMPT, FrontDoor
+
+SENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_it_counts_what_came_through_this_door(client: AsyncOpenAI, web: httpx.AsyncClient) -> None:
+    answer = await client.completions.create(model="toy-target", prompt=PROMPT, max_tokens=20, temperature=0)
+
+    families = text_string_to_metric_families((await web.get("/metrics")).text)
+    samples = [sample for family in families for sample in family.samples]
+    tokens = sum(sample.value for sample in samples if sample.name == "outrider:generation_tokens_total")
+    assert answer.usage is not None
+    assert tokens == answer.usage.completion_tokens > 0
+    assert ("outrider:worker_up", 1.0) in [(sample.name, sample.value) for sample in samples]
+
+
+async def test_a_traceparent_reaches_both_workers(front_door: FrontDoor, client: AsyncOpenAI) -> None:
+    headers = {"traceparent": SENT}
+    for stream in (False, True):
+        answer = await client.completions.create(
+            model="toy-target", prompt=PROMPT, max_tokens=20, temperature=0, stream=stream, extra_headers=headers
+        )
+        if stream:
+            assert [chunk async for chunk in answer]  # type: ignore[union-attr]
+    await client.completions.create(model="toy-target", prompt=PROMPT, max_tokens=3, temperature=0)
+
+    opened = [command for command in front_door.target.commands if isinstance(command, OpenTarget)]
+    assert [command.trace_context for command in opened] == [SENT, SENT, ""]
+    drafting = [command for command in front_door.drafter.commands if isinstance(command, OpenDraft)]
+    assert [command.trace_context for command in drafting][:2] == [SENT, SENT]
