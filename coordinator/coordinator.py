@@ -14,10 +14,11 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from coordinator.answer import Answer, merged
 from coordinator.arms import PLAIN_DECODING, Arm, ArmLottery
 from coordinator.clients import DraftClient, TargetClient
 from coordinator.detokenizer import Detokenizer, detokenizers
-from coordinator.events import FinishedEvent, GenerateEvent, StartedEvent, Timing, TokenPiece, TokensEvent
+from coordinator.events import GenerateEvent, StartedEvent
 from coordinator.links import LinkEvents, WorkerLink
 from coordinator.meters import SessionMeter
 from coordinator.metrics import CoordinatorMetrics, LiveState, WorkerState
@@ -35,7 +36,7 @@ from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.adaptive_k import FixedK, KPolicy, Load, make_policy
 from speculation.cost import StepCostModel
 from speculation.messages import ModelInfo, SessionId, TargetFrame
-from speculation.relay import Emit, RelaySession
+from speculation.relay import NO_SESSION, RelaySession
 from telemetry.tracing import NO_TRACING, Span, Tracing, caller_context
 
 LONG_PROMPT_CHARS = 20_000
@@ -172,6 +173,11 @@ class Coordinator:
         """Requests without a place at a target."""
         return self._placement.num_waiting
 
+    @property
+    def num_sessions(self) -> int:
+        """Answers under way or waiting for a place."""
+        return len(self._sessions)
+
     def problems(self) -> Mapping[str, str]:
         """Why a worker is not in use, by its address; workers that are, or were never tried, are not in it."""
         return {link.name: link.problem.message for link in self._links if link.problem is not None}
@@ -200,34 +206,40 @@ class Coordinator:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
-        """One request: started, tokens (many times), finished.
+        """One request: started, tokens (many times), finished; of each choice, if there are several.
 
         Closing the generator, or cancelling whoever awaits it, stops the work on every worker within one step; use
         ``contextlib.aclosing``. Raises `InvalidRequest`, `ModelNotFound`, `Overloaded`, `Unavailable`,
         `SessionFailed`, `SlowReader`, and `Cancelled` when the coordinator closes.
         """
         arrived_s = time.monotonic()
-        session = await self._accept(request, arrived_s)
+        changed = asyncio.Event()
+        sessions = await self._accept(request, arrived_s, changed)
         try:
-            self._placement.admit(session)
-            await session.wait_placed()
-            job = session.job
-            yield StartedEvent(job.request_id, self._served().info.name, len(job.prompt_token_ids), job.sampling.seed)
-            detokenizer = self._detokenizer()
-            while emitted := await session.read():
-                for emit in emitted:
-                    yield _tokens_event(emit, detokenizer)
-            if rest := detokenizer.flush():
-                yield TokensEvent(rest, (), 0, session.stats.last_k)
-            yield _finished_event(session)
+            for session in sessions:
+                self._placement.admit(session)
+            yield await self._started(sessions[0].job, sessions[0])
+            answers = [Answer(session, choice, self._detokenizer()) for choice, session in enumerate(sessions)]
+            async for event in merged(answers, changed):
+                yield event
         except OutriderError as error:
-            session.fail(error)  # one that was refused a place does not know yet
+            for session in sessions:
+                session.fail(error)  # one that was refused a place does not know yet
             raise
         finally:
-            session.cancel()
+            for session in sessions:
+                session.cancel()
 
-    async def _accept(self, request: GenerateRequest, arrived_s: float) -> Session:
-        """The session of a valid request, in the arm that it was drawn for."""
+    async def _started(self, job: Job, session: Session) -> StartedEvent:
+        """When the request is admitted; one that asks for the prompt's logprobs is told when they are there."""
+        await session.wait_placed()
+        if job.prompt_logprobs is not None:
+            await session.wait_first_token()
+        model, num_prompt_tokens = self._served().info.name, len(job.prompt_token_ids)
+        return StartedEvent(job.request_id, model, num_prompt_tokens, job.sampling.seed, session.prompt_logprobs)
+
+    async def _accept(self, request: GenerateRequest, arrived_s: float, changed: asyncio.Event) -> list[Session]:
+        """The sessions of a valid request, in the arm that it was drawn for."""
         span = self._tracing.start("generate", caller_context())
         arm = self._lottery.draw(request.speculation)
         try:
@@ -237,9 +249,10 @@ class Coordinator:
                 self.metrics.refused(error, self._model_name)
             span.end(error.reason if isinstance(error, OutriderError) else Cancelled.reason)
             raise
-        session = self._new_session(job, arrived_s, arm, span)
-        self._request_log.accepted(session, request.prompt)
-        return session
+        sessions = self._new_sessions(job, arrived_s, changed, arm, span)
+        for session in sessions:
+            self._request_log.accepted(session, request.prompt)
+        return sessions
 
     async def _validate(self, request: GenerateRequest) -> Job:
         if self._is_closed:
@@ -249,23 +262,27 @@ class Coordinator:
             return await asyncio.to_thread(validate, request, self._served(), defaults)
         return validate(request, self._served(), defaults)
 
-    def _new_session(self, job: Job, arrived_s: float, arm: Arm, span: Span) -> Session:
+    def _new_sessions(self, job: Job, arrived_s: float, changed: asyncio.Event, arm: Arm, span: Span) -> list[Session]:
+        """One for each choice; the first is the parent of the others, in all that they share and in the trace."""
         model_name = self._served().info.name
-        session = Session(
-            SessionId(next(self._session_ids)),
-            job,
-            arrived_s,
-            self._settings.max_buffered_events,
-            self._on_session_over,
-            arm=arm,
-            meter=SessionMeter(self.metrics.histograms(model_name, arm)),
-            span=span,
-        )
-        if span.is_recording:
-            span.set(request_id=job.request_id, session_id=session.id, model=model_name, arm=arm.value)
-            span.set(num_prompt_tokens=len(job.prompt_token_ids))
-        self._sessions.add(session)
-        return session
+        sessions: list[Session] = []
+        for choice in range(job.n):
+            session = Session(
+                SessionId(next(self._session_ids)),
+                job.of_choice(choice),
+                arrived_s,
+                self._settings.max_buffered_events,
+                self._on_session_over,
+                changed,
+                sessions[0] if sessions else None,
+                arm=arm,
+                meter=SessionMeter(self.metrics.histograms(model_name, arm)),
+                span=self._tracing.start("generate", span.context) if sessions else span,
+            )
+            _describe(session, model_name, choice)
+            sessions.append(session)
+        self._sessions.update(sessions)
+        return sessions
 
     def _on_session_over(self, session: Session) -> None:
         self._sessions.discard(session)
@@ -286,6 +303,9 @@ class Coordinator:
             draft_max_length=min(contexts, default=0),  # any of them may be given to the session later
             turns=job.turns,
             max_branches=self._settings.max_branches,
+            logprobs=job.logprobs,
+            prompt_logprobs=job.prompt_logprobs,
+            fork_of=NO_SESSION if session.parent is None or session.parent.target is not target else session.parent.id,
             trace_context=session.span.context,
         )
 
@@ -373,30 +393,19 @@ def _new_profile() -> AcceptanceProfile:
     return AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
 
 
+def _describe(session: Session, model_name: str, choice: int) -> None:
+    """What the session's span says from the start."""
+    if session.span.is_recording:
+        session.span.set(
+            request_id=session.job.request_id,
+            session_id=session.id,
+            choice=choice,
+            model=model_name,
+            arm=session.arm.value,
+            num_prompt_tokens=len(session.job.prompt_token_ids),
+        )
+
+
 def _fail(session: Session, error: Exception) -> None:
     _log.exception("session failed", extra=log_fields(session))
     session.fail(OutriderError(f"the coordinator failed at this request: {error!r}; its log says where"))
-
-
-def _tokens_event(emit: Emit, detokenizer: Detokenizer) -> TokensEvent:
-    pieces = tuple(
-        TokenPiece(token_id, detokenizer.push(token_id), index < emit.num_accepted)
-        for index, token_id in enumerate(emit.token_ids)
-    )
-    return TokensEvent("".join([piece.text for piece in pieces]), pieces, emit.num_drafted, emit.k)
-
-
-def _finished_event(session: Session) -> FinishedEvent:
-    assert session.finish_reason is not None
-    return FinishedEvent(
-        finish_reason=session.finish_reason,
-        num_prompt_tokens=len(session.job.prompt_token_ids),
-        num_completion_tokens=session.stats.num_committed,
-        stats=session.stats,
-        policy=session.job.policy or "off",
-        timing=Timing(
-            queue_s=session.placed_s - session.arrived_s,
-            first_token_s=session.first_token_s - session.arrived_s,
-            total_s=session.over_s - session.arrived_s,
-        ),
-    )

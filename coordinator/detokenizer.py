@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Collection
-from functools import cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 from tokenizers import Tokenizer, decoders
@@ -43,6 +43,19 @@ def detokenizers(tokenizer: Tokenizer) -> Callable[[], Detokenizer]:
         return lambda: _ByteDetokenizer(token_bytes)
     special = _special_ids(tokenizer)
     return lambda: _WindowDetokenizer(tokenizer, special)
+
+
+@lru_cache(maxsize=4)  # one model is served, for a moment two
+def bytes_of_tokens(tokenizer: Tokenizer) -> Callable[[int], bytes]:
+    """The bytes that each token stands for, on its own; of special tokens their names. Unknown ids have none."""
+    special = _special_ids(tokenizer)
+    is_byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
+    ordinary = _token_bytes(tokenizer) if is_byte_level else lambda id_: tokenizer.decode([id_]).encode()
+
+    def bytes_of(token_id: int) -> bytes:
+        return (tokenizer.id_to_token(token_id) or "").encode() if token_id in special else ordinary(token_id)
+
+    return bytes_of
 
 
 class _ByteDetokenizer:

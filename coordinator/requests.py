@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coordinator.sampling_checks import answer_violations, logit_violations, shown, token_violations
 from coordinator.vocabulary import ServedModel
 from rpc.errors import FieldViolation, InvalidRequest, ModelNotFound
 from speculation.adaptive_k import POLICY_NAMES
+from speculation.fingerprint import Fingerprint, extend
 from speculation.messages import LogprobOptions, ModelInfo, Sampling, TokenId
 from speculation.relay import lookahead_for
 
@@ -108,6 +109,16 @@ class Job:
     logprobs: LogprobOptions | None = None
     prompt_logprobs: int | None = None
     stop: Stopping = Stopping()
+
+    def of_choice(self, choice: int) -> Job:
+        """The same for one of the ``n`` choices: with a seed of its own, and the prompt's logprobs with the first.
+
+        Choice 0 has the request's seed, so it says what a request for one answer says.
+        """
+        if choice == 0:
+            return self
+        seed = extend(Fingerprint(self.sampling.seed), choice)
+        return replace(self, sampling=replace(self.sampling, seed=seed), prompt_logprobs=None)
 
 
 def validate(request: GenerateRequest, model: ServedModel, defaults: SpeculationDefaults) -> Job:
@@ -228,7 +239,7 @@ def _resolve(
         prompt_logprobs=request.prompt_logprobs,
         stop=Stopping(
             strings=tuple(request.stop),
-            token_ids=tuple(sorted(set(request.stop_token_ids))),
+            token_ids=tuple(sorted(stop - (set() if request.ignore_eos else set(info.eos_token_ids)))),
             keeps_stop=request.include_stop_str_in_output,
             min_tokens=request.min_tokens or 0,
         ),

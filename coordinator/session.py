@@ -29,6 +29,7 @@ from speculation.messages import (
     TargetCommand,
     TargetEvent,
     TargetFrame,
+    TokenLogprobs,
     Verdict,
 )
 from speculation.relay import Action, Emit, Fail, Finish, RelaySession, SessionStats, ToDraft, ToTarget
@@ -48,6 +49,8 @@ class Session:
         arrived_s: float,
         max_unread: int,
         on_over: Callable[[Session], None],
+        changed: asyncio.Event,
+        parent: Session | None = None,
         *,
         arm: Arm = Arm.SPECULATIVE,
         meter: SessionMeter | None = None,
@@ -55,10 +58,12 @@ class Session:
     ) -> None:
         """``on_over`` is called once, when the session holds no worker any more. Times are ``time.monotonic()``.
 
-        The session ends its ``span``.
+        ``changed`` is set when there is something to read; choices of one request share it. ``parent`` is the first
+        of them, whose prompt the others share. The session ends its ``span``.
         """
         self.id = session_id
         self.job = job
+        self.parent = parent
         self.arm = arm
         self.meter = meter or SessionMeter()
         self.span = span
@@ -73,13 +78,14 @@ class Session:
         self.first_token_s = 0.0
         self.over_s = 0.0
         self.finish_reason: FinishReason | None = None
+        self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         self._on_over = on_over
         self._relay: RelaySession | None = None
         self._is_over = False
         self._error: OutriderError | None = None
         self._unread: deque[Emit] = deque()
         self._max_unread = max_unread
-        self._changed = asyncio.Event()
+        self._changed = changed
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -167,6 +173,7 @@ class Session:
                     self.draft.send(self.id, action.command)
             elif isinstance(action, Emit):
                 self._unread.append(action)
+                self.prompt_logprobs = self.prompt_logprobs or action.prompt_logprobs
                 self._changed.set()
                 self.first_token_s = self.first_token_s or time.monotonic()
                 if self.span.is_recording:
@@ -188,6 +195,12 @@ class Session:
         """Ends the session on all workers; its reader gets what was emitted before, then the error."""
         if not self._is_over:
             self._error = error
+            self.cancel()
+
+    def finish(self, reason: FinishReason) -> None:
+        """Ends the session well on all workers, before its target would; what that has decided beyond is dropped."""
+        if not self._is_over:
+            self.finish_reason = reason
             self.cancel()
 
     def cancel(self) -> None:
@@ -232,11 +245,19 @@ class Session:
         if self._relay is None and self._error is not None:
             raise self._error
 
-    async def read(self) -> list[Emit]:
-        """What was emitted since; waits if nothing was. Empty at the end. Raises the error the session failed with."""
+    async def wait_first_token(self) -> None:
+        """Returns when something was emitted, or nothing will be."""
         while not self._unread and not self._is_over:
             self._changed.clear()
             await self._changed.wait()
+
+    @property
+    def is_read(self) -> bool:
+        """The session has ended well, and all that it emitted has been taken."""
+        return self._is_over and not self._unread and self._error is None
+
+    def take(self) -> list[Emit]:
+        """What was emitted since, perhaps nothing. Raises the error the session failed with, when all else is taken."""
         if not self._unread and self._error is not None:
             raise self._error
         emitted = list(self._unread)

@@ -21,11 +21,12 @@ from inference.loading import (
     load_tokenizer,
     load_tokenizer_json,
 )
+from inference.logprobs import RowLogprobs, logprobs
 from inference.model_thread import Engine, ModelThread, ModelThreadStopped, StepResult
 from inference.noise import gumbel, random_bits, uniform
 from inference.paged_runtime import PagedRuntime
 from inference.runtime import Chunk, Runtime, SequenceId
-from inference.sampling import Draws, SamplingRow, draw
+from inference.sampling import Draws, SamplingRow, draw, warped
 from inference.sequence_rows import SamplingParameters, SequenceRows
 from inference.warm_up import warm_up
 
@@ -45,6 +46,7 @@ __all__ = [
     "ModelThreadStopped",
     "OutOfKVBlocks",
     "PagedRuntime",
+    "RowLogprobs",
     "Runtime",
     "SamplingParameters",
     "SamplingRow",
@@ -57,7 +59,9 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "load_tokenizer_json",
+    "logprobs",
     "random_bits",
     "uniform",
     "warm_up",
+    "warped",
 ]

@@ -114,6 +114,24 @@ def draw(
     return Draws(token_ids, runners_up)
 
 
+def warped(logits: torch.Tensor, rows: Sequence[SamplingRow], *, limit: int | None = None) -> torch.Tensor:
+    """The scores that `draw` adds its noise to: float32 [R, V], -inf for what it does not draw.
+
+    Greedy rows are adjusted and nothing else. Arguments as for `draw`.
+    """
+    scores = adjusted(logits, [row.adjustment for row in rows])
+    if limit is not None:
+        scores[:, limit:] = float("-inf")
+    for indices in _groups(rows, scores.shape[1]):
+        group = [rows[index] for index in indices]
+        if not group[0].is_greedy:
+            found = _warped(scores[indices], group)
+            kept = torch.full_like(scores[indices], float("-inf"))
+            columns = found.token_ids_or_all().expand(len(indices), -1)
+            scores[indices] = kept.scatter(1, columns, found.scores)
+    return scores
+
+
 def _groups(rows: Sequence[SamplingRow], vocab_size: int) -> Iterator[list[int]]:
     """Indices of rows that are drawn alike: all greedy, or with one top-k, top-p and min-p."""
     alike: dict[tuple[bool, int, float, float], list[int]] = {}

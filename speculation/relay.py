@@ -29,18 +29,23 @@ from speculation.messages import (
     DraftCommand,
     DraftEvent,
     FinishReason,
+    LogprobOptions,
     OpenDraft,
     OpenTarget,
     Proposal,
     Sampling,
     SessionError,
+    SessionId,
     SetK,
     SetLookahead,
     TargetCommand,
     TargetEvent,
     TokenId,
+    TokenLogprobs,
     Verdict,
 )
+
+NO_SESSION = SessionId(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,10 @@ class Emit:
     num_accepted: int
     num_drafted: int
     k: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """As many as ``token_ids`` if the session asked for them."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens from the second on, in the first one if the session asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +202,9 @@ class RelaySession:
         draft_max_length: int = 0,
         turns: bool = False,
         max_branches: int = 0,
+        logprobs: LogprobOptions | None = None,
+        prompt_logprobs: int | None = None,
+        fork_of: SessionId = NO_SESSION,
         trace_context: str = "",
     ) -> None:
         """``policy`` None is plain decoding; ``draft_max_length``, if not 0, is where the draft's context ends.
@@ -209,6 +221,9 @@ class RelaySession:
         self._draft_max_length = min(draft_max_length, max_length) if draft_max_length else max_length
         self._turns = turns
         self._max_branches = 0 if turns else max_branches
+        self._logprobs = logprobs
+        self._prompt_logprobs = prompt_logprobs
+        self._fork_of = fork_of
         self._trace_context = trace_context
         self._drafter = _Drafter.ABSENT
         self._target_open = False
@@ -235,13 +250,17 @@ class RelaySession:
             return []
         self._target_open = True
         self._k = self._wanted_k()
+        is_first = self.stats.num_steps == 0
         command = OpenTarget(
-            tuple(self._token_ids),
-            self._sampling,
-            self._max_length,
-            self._stop_token_ids,
-            self._k,
-            self._turns,
+            token_ids=tuple(self._token_ids),
+            sampling=self._sampling,
+            max_length=self._max_length,
+            stop_token_ids=self._stop_token_ids,
+            k=self._k,
+            turns=self._turns,
+            logprobs=self._logprobs,
+            prompt_logprobs=self._prompt_logprobs if is_first else None,  # what has been told is not computed again
+            fork_of=self._fork_of if is_first else NO_SESSION,
             trace_context=self._trace_context,
         )
         return [ToTarget(command), *self._steer_drafter()]
@@ -265,7 +284,10 @@ class RelaySession:
     def _on_verdict(self, verdict: Verdict, load: Load, now_s: float) -> list[Action]:
         self._token_ids.extend(verdict.token_ids)
         self.stats.count(verdict, self._k)
-        emit = Emit(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k)
+        emit = Emit(
+            *(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k),
+            *(verdict.logprobs, verdict.prompt_logprobs),
+        )
         if verdict.finish_reason is not None:
             return self._end([emit, Finish(verdict.finish_reason)], close_target=False)
         if self._policy is not None and self._drafter is not _Drafter.ABSENT:

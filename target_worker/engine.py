@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from inference import Runtime, SequenceRows, StepResult
@@ -33,7 +34,7 @@ from speculation.messages import (
 )
 from speculation.step_schedule import StepSchedule
 from speculation.validation import check_open_target
-from target_worker.forward import VerifyForward
+from target_worker.forward import Outcome, VerifyForward
 from target_worker.metrics import TargetMetrics
 from target_worker.sessions import SessionKey, TargetEntry, TargetSession
 from telemetry.tracing import NO_SPAN, NO_TRACING, Tracing
@@ -149,26 +150,28 @@ class VerifyEngine:
         self, entries: list[TargetEntry], waited_s: float
     ) -> tuple[list[tuple[SessionKey, TargetEvent]], StepReport | None]:
         start_s = self._clock()
-        entries, draws = self._forward.run(entries)
+        entries, outcomes = self._forward.run(entries)
         now_s = self._clock()
         if not entries:
             return [], None
         report = self._schedule.report(entries, now_s - start_s, waited_s)
         self._metrics.stepped(entries, report.step_s, waited_s)
         verdicts: list[tuple[SessionKey, TargetEvent]] = []
-        for entry, session_draws in zip(entries, draws, strict=True):
+        for entry, outcome in zip(entries, outcomes, strict=True):
             if entry.is_complete:
-                verdicts.append((entry.session.key, self._conclude(entry, session_draws, now_s)))
+                verdicts.append((entry.session.key, self._conclude(entry, outcome, now_s)))
         return verdicts, report
 
-    def _conclude(self, entry: TargetEntry, draws: Sequence[int], now_s: float) -> Verdict:
+    def _conclude(self, entry: TargetEntry, outcome: Outcome, now_s: float) -> Verdict:
         session = entry.session
-        verdict = session.verifier.conclude(entry.drafted, draws, now_s)
+        verdict = session.verifier.conclude(entry.drafted, outcome.draws, now_s)
         if session.span.is_recording:
             num_tokens, num_drafted = len(verdict.token_ids), verdict.num_drafted
             session.span.event(
                 "verdict", num_tokens=num_tokens, num_drafted=num_drafted, num_accepted=verdict.num_accepted
             )
+        if outcome.logprobs or session.prompt_logprobs:
+            verdict = _with_logprobs(verdict, outcome, session)
         if verdict.finish_reason is not None:
             self._drop(session.key)
         else:
@@ -184,3 +187,10 @@ class VerifyEngine:
             items.setdefault(connection, []).append((session_id, event))
         self._errors.clear()
         return [(connection, TargetFrame(tuple(news), report)) for connection, news in items.items()]
+
+
+def _with_logprobs(verdict: Verdict, outcome: Outcome, session: TargetSession) -> Verdict:
+    """The prompt's leave with the first verdict, and are forgotten."""
+    prompt_logprobs, session.prompt_logprobs = tuple(session.prompt_logprobs), []
+    logprobs = tuple(outcome.logprobs[: len(verdict.token_ids)])
+    return replace(verdict, logprobs=logprobs, prompt_logprobs=prompt_logprobs)

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, draw
-from speculation.messages import SessionError, SessionErrorCode, TokenId
+from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, draw, logprobs, warped
+from speculation.messages import SessionError, SessionErrorCode, TokenId, TokenLogprobs
 from target_worker.sessions import SessionKey, TargetEntry, TargetSession
+
+MAX_TOP_LOGPROBS = 64
+"""More are cut to this, whatever a coordinator asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the target says at the rows of one entry."""
+
+    draws: list[TokenId]
+    """``draws[i]`` follows the committed tokens and ``drafted[:i]``; ``num_draws`` of them."""
+    logprobs: list[TokenLogprobs]
+    """As many, if the session asked for them."""
 
 
 class VerifyForward:
@@ -29,11 +43,8 @@ class VerifyForward:
         self._make_room = make_room
         self._fail = fail
 
-    def run(self, entries: list[TargetEntry]) -> tuple[list[TargetEntry], list[list[TokenId]]]:
-        """The entries that ran, possibly fewer and without drafted tokens, and the draws of each.
-
-        An entry has ``num_logits`` draws: ``draws[i]`` follows its committed tokens and ``drafted[:i]``.
-        """
+    def run(self, entries: list[TargetEntry]) -> tuple[list[TargetEntry], list[Outcome]]:
+        """The entries that ran, possibly fewer and without drafted tokens, and the outcome of each."""
         while entries:
             chunks = [Chunk(entry.session.sequence, entry.token_ids, entry.num_logits) for entry in entries]
             try:
@@ -41,9 +52,10 @@ class VerifyForward:
             except OutOfKVBlocks as error:
                 entries = self._shrink(entries, error)
                 continue
+            outcomes = self._draw(self._take_prompts(logits, entries), entries)
             for entry in entries:
                 entry.session.num_cached += len(entry.token_ids)
-            return entries, self._draw(logits, entries)
+            return entries, outcomes
         return [], []
 
     def _shrink(self, entries: list[TargetEntry], error: OutOfKVBlocks) -> list[TargetEntry]:
@@ -59,17 +71,55 @@ class VerifyForward:
         self._fail(youngest.session.key, SessionError(SessionErrorCode.OUT_OF_MEMORY, str(error)))
         return []
 
-    def _draw(self, logits: Tensor, entries: Sequence[TargetEntry]) -> list[list[TokenId]]:
+    def _take_prompts(self, logits: Tensor, entries: Sequence[TargetEntry]) -> Tensor:
+        """Keeps the logprobs of prompts and returns the rows that are drawn from."""
+        if not any(entry.num_prompt_logits for entry in entries):
+            return logits
+        drawn: list[int] = []
+        start = 0
+        for entry in entries:
+            middle, stop = start + entry.num_prompt_logits, start + entry.num_logits
+            self._take_prompt(logits[start:middle], entry)
+            drawn.extend(range(middle, stop))
+            start = stop
+        return logits[drawn]
+
+    def _take_prompt(self, logits: Tensor, entry: TargetEntry) -> None:
+        """Row ``i`` tells of the token behind the chunk's ``i``-th; some are known if the session was preempted."""
+        session, num_top = entry.session, entry.session.verifier.prompt_logprobs
+        num_known = len(session.prompt_logprobs) - session.num_cached
+        if num_top is None or num_known >= len(logits):
+            return
+        first = session.num_cached + num_known + 1
+        token_ids = session.verifier.token_ids[first : first + len(logits) - num_known]
+        session.prompt_logprobs += self._logprobs(logits[num_known:], token_ids, num_top)
+
+    def _draw(self, logits: Tensor, entries: Sequence[TargetEntry]) -> list[Outcome]:
         rows: list[SamplingRow] = []
         positions: list[int] = []
         for entry in entries:
             if entry.is_complete:
                 committed = entry.session.verifier.token_ids
                 rows.extend(entry.session.rows.rows(committed, entry.drafted))
-                positions.extend(range(len(committed), len(committed) + entry.num_logits))
+                positions.extend(range(len(committed), len(committed) + entry.num_draws))
         token_ids = draw(logits, rows, positions, limit=self._vocab_size).token_ids if rows else []
-        draws, start = [], 0
+        outcomes, start = [], 0
         for entry in entries:
-            draws.append(token_ids[start : start + entry.num_logits])
-            start += entry.num_logits
-        return draws
+            stop = start + entry.num_draws
+            draws = token_ids[start:stop]
+            outcomes.append(Outcome(draws, self._logprobs_of(logits[start:stop], rows[start:stop], draws, entry)))
+            start = stop
+        return outcomes
+
+    def _logprobs_of(
+        self, logits: Tensor, rows: Sequence[SamplingRow], draws: Sequence[TokenId], entry: TargetEntry
+    ) -> list[TokenLogprobs]:
+        options = entry.session.verifier.logprobs
+        if options is None or not draws:
+            return []
+        scores = warped(logits, rows, limit=self._vocab_size) if options.processed else logits
+        return self._logprobs(scores, draws, options.num_top)
+
+    def _logprobs(self, scores: Tensor, token_ids: Sequence[TokenId], num_top: int) -> list[TokenLogprobs]:
+        found = logprobs(scores, token_ids, min(num_top, MAX_TOP_LOGPROBS), limit=self._vocab_size)
+        return [TokenLogprobs(one.logprob, one.top) for one in found]

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from inference import Runtime, SequenceId, SequenceRows
 from rpc.engine_host import ConnectionId
-from speculation.messages import SessionId
+from speculation.messages import SessionId, TokenLogprobs
 from speculation.step_schedule import CachedSession, StepEntry
 from telemetry.tracing import NO_SPAN, Span
 
@@ -22,6 +22,8 @@ class TargetSession(CachedSession):
     key: SessionKey
     sequence: SequenceId
     rows: SequenceRows
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as it has been prefilled, until the first verdict has them."""
     span: Span = field(default=NO_SPAN)
 
     def roll_back(self, runtime: Runtime) -> None:

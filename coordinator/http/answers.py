@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from coordinator.http import figures
 from coordinator.http.choices import ChoiceEvent, choice_events
 from coordinator.http.disconnect import while_connected
 from coordinator.http.errors import defect, error_body
-from coordinator.http.shapes import Json, Shape
+from coordinator.http.shapes import Answer, Json, Shape
 from coordinator.requests import GenerateRequest
 from rpc.errors import OutriderError
 
@@ -41,6 +42,8 @@ class Reply:
     streams: bool = False
     include_usage: bool = False
     traces: bool = False
+    num_choices: int = 1
+    """For each prompt."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     def envelope(self, choices: Sequence[Json], is_chunk: bool) -> Json:
@@ -51,6 +54,10 @@ class Reply:
             "model": self.model,
             "choices": choices,
         }
+
+    def figured(self, finished: Sequence[FinishedEvent]) -> Json:
+        """The counts of all choices together."""
+        return {"usage": figures.usage(finished, self.num_choices), "metrics": figures.metrics(finished)}
 
 
 async def respond(
@@ -86,23 +93,18 @@ class _EventStream(EventSourceResponse):
 
 
 async def _whole(events: Events, first: ChoiceEvent, reply: Reply) -> Json:
-    texts: dict[int, list[str]] = {first.index: []}
-    finished: dict[int, FinishedEvent] = {}
+    answers = {first.index: Answer(first.index)}
     async for choice in events:
+        answer = answers.setdefault(choice.index, Answer(choice.index))
         match choice.event:
-            case StartedEvent():
-                texts[choice.index] = []
             case TokensEvent() as tokens:
-                texts[choice.index].append(tokens.text)
+                answer.parts.append(tokens.text)
+                answer.pieces.extend(tokens.tokens)
             case FinishedEvent() as end:
-                finished[choice.index] = end
-    choices = [
-        reply.shape.whole(index, "".join(parts), finished[index].finish_reason.value)
-        for index, parts in sorted(texts.items())
-    ]
-    ends = list(finished.values())
-    figured = {"usage": figures.usage(ends), "metrics": figures.metrics(ends)}
-    return {**reply.envelope(choices, is_chunk=False), **figured}
+                answer.end = end
+    ended = [(answer, answer.end) for _, answer in sorted(answers.items()) if answer.end is not None]
+    choices = [reply.shape.whole(answer, end) for answer, end in ended]
+    return {**reply.envelope(choices, is_chunk=False), **reply.figured([end for _, end in ended])}
 
 
 async def _chunks(events: Events, first: ChoiceEvent, reply: Reply) -> AsyncIterator[bytes]:
@@ -119,22 +121,25 @@ async def _chunks(events: Events, first: ChoiceEvent, reply: Reply) -> AsyncIter
 
 async def _chunk_bodies(events: Events, first: ChoiceEvent, reply: Reply) -> AsyncIterator[Json]:
     finished: list[FinishedEvent] = []
+    num_chars: defaultdict[int, int] = defaultdict(int)
     for chunk in _opening(first.index, reply):
         yield chunk
     async for choice in events:
+        index = choice.index
         match choice.event:
             case TokensEvent() as tokens:
-                yield _chunk(reply, reply.shape.delta(choice.index, tokens.text, None), tokens)
+                delta = reply.shape.delta(index, tokens.text, tokens.tokens, num_chars[index])
+                num_chars[index] += len(tokens.text)
+                yield _chunk(reply, delta, tokens)
             case StartedEvent():
-                for chunk in _opening(choice.index, reply):
+                for chunk in _opening(index, reply):
                     yield chunk
             case FinishedEvent() as end:
                 finished.append(end)
-                chunk = _chunk(reply, reply.shape.delta(choice.index, "", end.finish_reason.value))
+                chunk = _chunk(reply, reply.shape.ending(index, end))
                 yield chunk if reply.include_usage else {**chunk, "metrics": figures.metrics([end])}
     if reply.include_usage:
-        figured = {"usage": figures.usage(finished), "metrics": figures.metrics(finished)}
-        yield {**reply.envelope([], is_chunk=True), **figured}
+        yield {**reply.envelope([], is_chunk=True), **reply.figured(finished)}
 
 
 def _opening(index: int, reply: Reply) -> list[Json]:

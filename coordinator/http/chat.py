@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -11,17 +10,14 @@ from starlette.responses import Response
 from coordinator.coordinator import Coordinator
 from coordinator.http.answers import respond
 from coordinator.http.bodies import ChatBody, Message
+from coordinator.http.chat_shape import ChatShape
 from coordinator.http.chat_template import DEFAULT_TEMPLATE, render_chat
 from coordinator.http.completions import reply_for
+from coordinator.http.logprobs import TokenTexts
 from coordinator.http.model_name import ModelName
 from coordinator.http.request_id import request_id_of
-from coordinator.http.shapes import ChatShape
-from coordinator.http.translation import chat_tokens, to_request
+from coordinator.http.translation import chat_tokens, named_as_in, to_request
 from coordinator.vocabulary import ServedModel
-from rpc.errors import FieldViolation, InvalidRequest
-
-_FIELDS = {"prompt": "messages"}
-"""What the engine calls otherwise than a chat does."""
 
 
 def chat_router(coordinator: Coordinator, model_name: ModelName) -> APIRouter:
@@ -32,13 +28,13 @@ def chat_router(coordinator: Coordinator, model_name: ModelName) -> APIRouter:
         """Goes on with a chat."""
         model_name.check(body.model)
         request_id = request_id_of(request)
+        model = coordinator.served_model
         prompt, adds_special_tokens = chat_prompt(
-            coordinator.served_model, body.messages, body.add_generation_prompt, body.chat_template_kwargs
+            model, body.messages, body.add_generation_prompt, body.chat_template_kwargs
         )
         generate = to_request(body, prompt, chat_tokens(body), request_id, adds_special_tokens)
-        names = _FIELDS if body.max_completion_tokens is None else {**_FIELDS, "max_tokens": "max_completion_tokens"}
-        with _called(names):
-            reply = reply_for(body, ChatShape(), request_id, model_name.shown())
+        reply = reply_for(body, ChatShape(TokenTexts(model.tokenizer)), request_id, model_name.shown())
+        with named_as_in(body):
             return await respond(request, coordinator, [generate], reply)
 
     return router
@@ -62,14 +58,3 @@ def chat_prompt(
 
 def _name_of(message: Message) -> dict[str, str]:
     return {} if message.name is None else {"name": message.name}
-
-
-@contextmanager
-def _called(names: Mapping[str, str]) -> Iterator[None]:
-    """Complaints name the fields as the client knows them."""
-    try:
-        yield
-    except InvalidRequest as error:
-        raise InvalidRequest(
-            *(FieldViolation(names.get(v.field, v.field), v.description) for v in error.violations)
-        ) from error

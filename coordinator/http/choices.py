@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from coordinator.coordinator import Coordinator
-from coordinator.events import GenerateEvent
+from coordinator.events import GenerateEvent, StartedEvent
 from coordinator.requests import GenerateRequest
 
 MAX_UNREAD = 16
@@ -17,7 +17,7 @@ MAX_UNREAD = 16
 
 @dataclass(frozen=True, slots=True)
 class ChoiceEvent:
-    """An event of the choice with that index."""
+    """An event of the choice with that index: those of the first prompt come first, ``n`` for each."""
 
     index: int
     event: GenerateEvent
@@ -37,8 +37,13 @@ async def _events_of(
     coordinator: Coordinator, index: int, request: GenerateRequest
 ) -> AsyncGenerator[ChoiceEvent, None]:
     async with aclosing(coordinator.generate(request)) as events:
+        num_choices = request.n or 1
         async for event in events:
-            yield ChoiceEvent(index, event)
+            if isinstance(event, StartedEvent):
+                for choice in range(num_choices):
+                    yield ChoiceEvent(index * num_choices + choice, event)
+            else:
+                yield ChoiceEvent(index * num_choices + event.choice, event)
 
 
 async def _merged(streams: Sequence[AsyncGenerator[ChoiceEvent, None]]) -> AsyncGenerator[ChoiceEvent, None]:

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from coordinator.events import FinishedEvent, TokenPiece
+
 Json = dict[str, object]
+
+
+@dataclass(slots=True)
+class Answer:
+    """One choice, as far as it has come."""
+
+    index: int
+    parts: list[str] = field(default_factory=list)
+    pieces: list[TokenPiece] = field(default_factory=list)
+    end: FinishedEvent | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
 
 
 class Shape(Protocol):
@@ -18,46 +36,19 @@ class Shape(Protocol):
         """The choice that begins a stream, before any text; None: there is none."""
         ...
 
-    def delta(self, index: int, text: str, finish_reason: str | None) -> Json:
-        """A choice of a chunk: more text, or the end."""
+    def delta(self, index: int, text: str, pieces: Sequence[TokenPiece], offset: int) -> Json:
+        """A choice of a chunk: more text, which has ``offset`` characters before it."""
         ...
 
-    def whole(self, index: int, text: str, finish_reason: str) -> Json:
+    def ending(self, index: int, end: FinishedEvent) -> Json:
+        """The last choice of a stream."""
+        ...
+
+    def whole(self, answer: Answer, end: FinishedEvent) -> Json:
         """A choice of an answer that is not streamed."""
         ...
 
 
-class TextShape:
-    """``/v1/completions``."""
-
-    id_prefix = "cmpl-"
-    whole_object = chunk_object = "text_completion"
-
-    def opening(self, index: int) -> Json | None:
-        return None
-
-    def delta(self, index: int, text: str, finish_reason: str | None) -> Json:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
-
-    def whole(self, index: int, text: str, finish_reason: str) -> Json:
-        return self.delta(index, text, finish_reason)
-
-
-class ChatShape:
-    """``/v1/chat/completions``."""
-
-    id_prefix = "chatcmpl-"
-    whole_object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-
-    def opening(self, index: int) -> Json | None:
-        delta = {"role": "assistant", "content": ""}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-
-    def delta(self, index: int, text: str, finish_reason: str | None) -> Json:
-        delta = {"content": text} if finish_reason is None else {}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-
-    def whole(self, index: int, text: str, finish_reason: str) -> Json:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": finish_reason}
+def reasons(end: FinishedEvent) -> Json:
+    """Why it ended; ``stop_reason``, as vLLM has it, is the stop string or token of the request's own that did it."""
+    return {"finish_reason": end.finish_reason.value, "stop_reason": end.stop_reason}

@@ -5,9 +5,11 @@ what it has not is in `_REFUSED`, with the values that ask for nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from coordinator.http.bodies import ChatBody, CompletionBody, GenerationBody, SpeculationBody
+from coordinator.http.structured import structure_of
 from coordinator.requests import GenerateRequest, SpeculationOptions
 from rpc.errors import FieldViolation, InvalidRequest
 from speculation.messages import TokenId
@@ -18,27 +20,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 _NONE: tuple[Any, ...] = (None,)
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "stop": (None, "", []),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
     "prompt_logprobs": _NONE,
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "response_format": (None, {"type": "text"}),
-    "min_p": (None, 0),
-    "repetition_penalty": (None, 1),
-    "min_tokens": (None, 0),
-    "include_stop_str_in_output": (False,),
-    "bad_words": (None, []),
-    "structured_outputs": (None, {}),
-    "guided_json": _NONE,
-    "guided_regex": _NONE,
-    "guided_choice": _NONE,
-    "guided_grammar": _NONE,
     "echo": (False,),
-    "best_of": (None, 1),
     "suffix": (None, ""),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
@@ -75,6 +58,17 @@ def to_request(
         seed=body.seed,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=_logit_bias(body.logit_bias),
+        bad_words=tuple(body.bad_words or ()),
+        min_tokens=body.min_tokens,
+        n=body.n,
+        logprobs=num_logprobs(body),
+        stop=_stop_strings(body.stop),
+        include_stop_str_in_output=body.include_stop_str_in_output,
         speculation=speculation_options(body.speculation),
         request_id=request_id,
         add_special_tokens=add_special_tokens,
@@ -101,6 +95,42 @@ def chat_tokens(body: ChatBody) -> int | None:
     return next(iter(given), None)
 
 
+def num_logprobs(body: GenerationBody) -> int | None:
+    """How many of the most likely tokens to tell beside each; None: no logprobs at all."""
+    if isinstance(body, ChatBody):
+        if not body.logprobs and body.top_logprobs:
+            raise InvalidRequest(FieldViolation("top_logprobs", "needs logprobs; set logprobs to true"))
+        return (body.top_logprobs or 0) if body.logprobs else None
+    return body.logprobs if isinstance(body, CompletionBody) else None
+
+
+@contextmanager
+def named_as_in(body: GenerationBody) -> Iterator[None]:
+    """Within, complaints of the engine name the fields as the body does."""
+    names = {"prompt": "messages", "logprobs": "top_logprobs"} if isinstance(body, ChatBody) else {}
+    if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+        names["max_tokens"] = "max_completion_tokens"
+    try:
+        yield
+    except InvalidRequest as error:
+        named = [FieldViolation(names.get(v.field, v.field), v.description) for v in error.violations]
+        raise InvalidRequest(*named) from error
+
+
+def _logit_bias(given: Mapping[str, float] | None) -> tuple[tuple[TokenId, float], ...]:
+    """OpenAI's keys are token ids in quotes."""
+    try:
+        return tuple((int(token_id), bias) for token_id, bias in (given or {}).items())
+    except ValueError as error:
+        raise InvalidRequest(FieldViolation("logit_bias", "has a key that is no token id")) from error
+
+
+def _stop_strings(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(given, str):
+        return (given,) if given else ()
+    return tuple(given or ())
+
+
 def prompts_of(body: CompletionBody) -> list[str | Sequence[TokenId]]:
     """One or several prompts, always as a list."""
     if isinstance(body.prompt, str):
@@ -121,5 +151,10 @@ def _unserved(body: GenerationBody) -> Iterator[FieldViolation]:
         value = getattr(body, name, harmless[0])
         if not any(value == allowed and isinstance(value, bool) == isinstance(allowed, bool) for allowed in harmless):
             yield FieldViolation(name, "is not supported by this server; leave it out")
+    if isinstance(body, CompletionBody) and body.best_of not in (None, body.n or 1):
+        yield FieldViolation("best_of", "is not supported; leave it out, and choose among n yourself")
+    structure = structure_of(body)
+    if structure is not None:
+        yield FieldViolation(structure.field, "is not supported by this server; leave it out")
     if body.stream_options is not None and not body.stream:
         yield FieldViolation("stream_options", "is for streams; leave it out, or set stream to true")

@@ -89,3 +89,58 @@ def test_a_key_file_that_cannot_be_read_is_one_line_and_exit_code_2() -> None:
 def test_http_can_be_left_out(models: Models) -> None:
     with running_up("--target", models.target, "--no-draft", "--no-http") as up:
         assert up.http_url == "none"
+
+
+def test_several_answers_differ_and_the_first_is_the_one_alone(client: OpenAI) -> None:
+    answer = client.completions.create(model="target", prompt=PROMPT, max_tokens=40, temperature=0.9, seed=7, n=3)
+    texts = [choice.text for choice in answer.choices]
+    assert texts[0] == complete(client)
+    assert len(set(texts)) == 3
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_logprobs_of_completions(client: OpenAI, streamed: bool) -> None:
+    fields = {"model": "target", "prompt": PROMPT, "max_tokens": 12, "temperature": 0, "logprobs": 3}
+    if streamed:
+        choices = [c for chunk in client.completions.create(**fields, stream=True) for c in chunk.choices]  # type: ignore[call-overload]
+    else:
+        choices = client.completions.create(**fields).choices  # type: ignore[call-overload]
+    told = [choice.logprobs for choice in choices if choice.logprobs]
+    tokens = [token for one in told for token in one.tokens]
+    text = "".join(choice.text for choice in choices)
+    assert len(tokens) == 12
+    for token, offset in zip(tokens, [offset for one in told for offset in one.text_offset], strict=True):
+        assert token.startswith("bytes:") or text[offset:].startswith(token)  # a part of a character has no text
+    for token, value, top in zip(
+        tokens,
+        [value for one in told for value in one.token_logprobs],
+        [top for one in told for top in one.top_logprobs],
+        strict=True,
+    ):
+        assert len(top) == 3
+        assert top[token] == max(top.values()) == value < 0  # greedy: the likeliest is the one
+
+
+def test_logprobs_of_chats(client: OpenAI) -> None:
+    chat = client.chat.completions.create(
+        model="target",
+        messages=[{"role": "user", "content": "abc"}],
+        max_tokens=6,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    [choice] = chat.choices
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+    content = b"".join(bytes(token.bytes or []) for token in choice.logprobs.content)
+    assert content.decode(errors="replace") == choice.message.content
+    for token in choice.logprobs.content:
+        assert token.top_logprobs[0].token == token.token
+        assert len(token.top_logprobs) == 2
+
+
+def test_a_bias_decides(client: OpenAI, up: Up) -> None:
+    url = up.http_url.removesuffix("/v1")
+    [token_id] = httpx.post(f"{url}/tokenize", json={"prompt": "x"}).json()["tokens"]
+    assert complete(client, logit_bias={str(token_id): 100}, max_tokens=5) == "xxxxx"
