@@ -7,6 +7,7 @@ from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
 from speculation.messages import OpenDraft, OpenTarget
+from tests.doubles.samples import by_label, total
 from tests.http.conftest import PROMPT, FrontDoor
 
 SENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -37,3 +38,19 @@ async def test_a_traceparent_reaches_both_workers(front_door: FrontDoor, client:
     assert [command.trace_context for command in opened] == [SENT, SENT, ""]
     drafting = [command for command in front_door.drafter.commands if isinstance(command, OpenDraft)]
     assert [command.trace_context for command in drafting][:2] == [SENT, SENT]
+
+
+async def test_a_stop_string_is_a_good_end_and_every_choice_counts(front_door: FrontDoor, client: AsyncOpenAI) -> None:
+    plain = await client.completions.create(model="toy-target", prompt=PROMPT, max_tokens=20, temperature=0)
+    stop = plain.choices[0].text[5]
+    registry = front_door.coordinator.metrics.registry
+    before = by_label(registry, "request_success_total", "finished_reason")
+
+    answer = await client.completions.create(
+        model="toy-target", prompt=PROMPT, max_tokens=20, temperature=0, stop=[stop], n=3
+    )
+
+    assert [choice.finish_reason for choice in answer.choices] == ["stop"] * 3
+    after = by_label(registry, "request_success_total", "finished_reason")
+    assert after["stop"] - before["stop"] == 3
+    assert total(registry, "request_failure_total") == 0
