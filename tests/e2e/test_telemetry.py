@@ -12,10 +12,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from outrider.client import Client
+from outrider.client import Client, Speculation
 from tests.e2e.conftest import Models
 from tests.e2e.processes import one_line_of, outrider, running_up
 
+SPECULATING = Speculation(policy="fixed", k=4, turns=True)  # certain to have drafts on any machine
 CONFIG = """
 [coordinator]
 metrics_port = 0
@@ -47,7 +48,7 @@ async def test_three_processes_tell_the_same_story(models: Models, tmp_path: Pat
             if told := re.match(r"(\S+): metrics at (\S+)", up.process.stderr.readline()):
                 urls[told[1]] = told[2]
         async with Client(up.address) as client:
-            answer = await client.complete("import os", max_tokens=48, ignore_eos=True)
+            answer = await client.complete("import os", max_tokens=48, ignore_eos=True, speculation=SPECULATING)
         coordinator, target, draft = (scrape(urls[role]) for role in ("coordinator", "target-worker", "draft-worker"))
         exit_code, alive = up.end(signal.SIGTERM)
         rest = up.process.stderr.read()
