@@ -16,6 +16,7 @@ from coordinator.arms import Arm
 from coordinator.links import WorkerLink
 from coordinator.meters import SessionMeter
 from coordinator.requests import Job
+from coordinator.structured_output import FIELD as STRUCTURED_OUTPUT
 from rpc.codec import DraftFrame
 from rpc.errors import Cancelled, FieldViolation, InvalidRequest, OutriderError, Overloaded, SessionFailed, SlowReader
 from speculation.adaptive_k import Load
@@ -280,5 +281,6 @@ def _error_of(failure: Fail) -> OutriderError:
     if code is SessionErrorCode.OUT_OF_MEMORY:
         return Overloaded(message)
     if code is SessionErrorCode.INVALID:
-        return InvalidRequest(FieldViolation("request", message))
+        field = STRUCTURED_OUTPUT if message.startswith("grammar: ") else "request"
+        return InvalidRequest(FieldViolation(field, message))
     return SessionFailed(f"the target worker gave up this request ({code.value}): {message}; try again")

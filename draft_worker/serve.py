@@ -11,6 +11,7 @@ import grpc
 from draft_worker.engine import DraftEngine
 from draft_worker.metrics import DraftMetrics
 from draft_worker.settings import DraftWorkerSettings
+from grammar import GrammarCompiler
 from inference import ModelLoadError, ModelThread, load_model, load_tokenizer_json, warm_up
 from protos import draft_pb2_grpc
 from rpc.codec import DraftFrame
@@ -63,15 +64,17 @@ def load(
     metrics.describe(info)
     on_progress("warming up")
     warm_up(loaded.runtime)
+    grammars = GrammarCompiler(tokenizer_json, info.tokenizer_size, info.eos_token_ids)
     engine = DraftEngine(
         loaded.runtime,
         info.tokenizer_size,
         settings.max_step_tokens,
         settings.flush_tokens,
+        grammars=grammars,
         metrics=metrics,
         tracing=tracing,
     )
-    make_thread: MakeThread[DraftFrame] = functools.partial(ModelThread, engine, num_threads=threads)
+    make_thread: MakeThread[DraftFrame] = functools.partial(ModelThread, engine, num_threads=threads, woken_by=grammars)
     return LoadedWorker(info, tokenizer_json.encode(), make_thread)
 
 

@@ -24,6 +24,7 @@ from outrider.events import (
     Speculation,
     SpeculationStats,
     Started,
+    StructuredOutput,
     Timing,
     Token,
     Tokens,
@@ -47,6 +48,7 @@ __all__ = [
     "Speculation",
     "SpeculationStats",
     "Started",
+    "StructuredOutput",
     "Timing",
     "Token",
     "Tokens",
@@ -95,6 +97,7 @@ class Client:
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         speculation: Speculation = AS_DEPLOYED,
+        structured_output: StructuredOutput | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[Event, None]:
         """`Started`, then `Tokens` many times, then `Finished`.
@@ -114,6 +117,7 @@ class Client:
                 stop_token_ids=stop_token_ids,
                 ignore_eos=ignore_eos,
                 speculation=_speculation_options(speculation),
+                structured_output=None if structured_output is None else _structured_output(structured_output),
                 **({"text": prompt} if isinstance(prompt, str) else {"tokens": pb.TokenIds(ids=prompt)}),
             )
         span = self._tracing.start("request")
@@ -145,6 +149,7 @@ class Client:
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         speculation: Speculation = AS_DEPLOYED,
+        structured_output: StructuredOutput | None = None,
         timeout_s: float | None = None,
     ) -> Completion:
         """The whole answer of `generate`, with the same parameters and errors."""
@@ -159,6 +164,7 @@ class Client:
             stop_token_ids=stop_token_ids,
             ignore_eos=ignore_eos,
             speculation=speculation,
+            structured_output=structured_output,
             timeout_s=timeout_s,
         )
         async with aclosing(events):
@@ -207,3 +213,16 @@ def _speculation_options(speculation: Speculation) -> pb.SpeculationOptions:
         lookahead=speculation.lookahead,
         turns=speculation.turns,
     )
+
+
+def _structured_output(wanted: StructuredOutput) -> pb.StructuredOutput:
+    texts = (wanted.json_schema, wanted.regex, wanted.grammar)
+    if wanted.json_object + sum(text is not None for text in texts) > 1:
+        raise InvalidRequest(FieldViolation("structured_output", "says more than one thing; give one of its fields"))
+    if wanted.json_schema is not None:
+        return pb.StructuredOutput(json_schema=wanted.json_schema)
+    if wanted.regex is not None:
+        return pb.StructuredOutput(regex=wanted.regex)
+    if wanted.grammar is not None:
+        return pb.StructuredOutput(grammar=wanted.grammar)
+    return pb.StructuredOutput(json_object=wanted.json_object)

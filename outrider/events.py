@@ -11,6 +11,20 @@ from rpc.errors import Unavailable
 
 
 @dataclass(frozen=True, slots=True)
+class StructuredOutput:
+    """What the answer has to look like: exactly one of these."""
+
+    json_schema: str | None = None
+    """A JSON schema, as JSON."""
+    json_object: bool = False
+    """Any JSON object."""
+    regex: str | None = None
+    """A regular expression, for the whole answer."""
+    grammar: str | None = None
+    """EBNF, as GBNF or Lark."""
+
+
+@dataclass(frozen=True, slots=True)
 class Speculation:
     """How to speculate; never changes the output. None and empty leave the choice to the deployment."""
 

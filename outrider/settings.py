@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -94,6 +95,14 @@ class GenerateSettings(BaseSettings):
     """Keep the most likely tokens until their mass reaches this, in (0, 1]. 1 is off."""
     seed: int | None = None
     """Selects the noise; the same seed gives the same text. Unset: drawn by the server."""
+    json_schema: Path | None = None
+    """Answer in JSON that fits the schema in this file."""
+    json_object: bool = False
+    """Answer with a JSON object."""
+    regex: str | None = None
+    """Answer with what this regular expression matches as a whole."""
+    grammar: Path | None = None
+    """Answer by the EBNF in this file, as GBNF (root ::= ...) or Lark (start: ...)."""
     speculation: bool = True
     """Speculate; never changes the text."""
     policy: Literal["fixed", "threshold", "goodput"] | None = None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
+from grammar import GrammarCompiler, GrammarError, PendingPaths
 from inference import Runtime, SequenceRows, StepResult
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.messages import (
@@ -54,10 +55,14 @@ class VerifyEngine:
         vocab_size: int,
         max_step_tokens: int,
         clock: Callable[[], float] = time.monotonic,
+        grammars: GrammarCompiler | None = None,
         metrics: TargetMetrics | None = None,
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        """``vocab_size`` is the tokenizer's size; ids beyond it are never drawn nor accepted."""
+        """``vocab_size`` is the tokenizer's size; ids beyond it are never drawn nor accepted.
+
+        Without ``grammars`` sessions with a grammar are refused.
+        """
         self._runtime = runtime
         self._metrics = metrics or TargetMetrics()
         self._tracing = tracing
@@ -67,6 +72,7 @@ class VerifyEngine:
         self._schedule: StepSchedule[TargetSession] = StepSchedule(max_step_tokens)
         self._sessions: dict[SessionKey, TargetSession] = {}
         self._errors: list[tuple[SessionKey, SessionError]] = []
+        self._paths: PendingPaths[SessionKey] = PendingPaths(grammars)
         self._metrics.watch(lambda: len(self._sessions), lambda: runtime.num_free_tokens)
 
     # -- commands -----------------------------------------------------------------------------------------------
@@ -110,11 +116,13 @@ class VerifyEngine:
             SessionId(sequence), verifier, key=key, sequence=sequence, rows=rows, span=span
         )
         _log.debug("session opened", extra={"session_id": key[1], "num_tokens": len(command.token_ids)})
+        self._paths.start(key, command.sampling, command.token_ids)
 
     def _drop(self, key: SessionKey, error: str = "") -> None:
         session = self._sessions.pop(key, None)
         if session is not None:
             self._runtime.free(session.sequence)
+            self._paths.drop(key)
             session.span.end(error)
             _log.debug("session ended", extra={"session_id": key[1]})
 
@@ -123,6 +131,14 @@ class VerifyEngine:
         self._errors.append((key, error))
         self._metrics.session_failed(error.code)
         _log.info("session failed", extra={"session_id": key[1], "code": error.code.value})
+
+    def _take_paths(self) -> None:
+        """Grammars that are compiled now let their sessions begin."""
+        for key, path in self._paths.take():
+            if isinstance(path, GrammarError):
+                self._fail(key, SessionError(SessionErrorCode.INVALID, f"grammar: {path}"))
+            else:
+                self._sessions[key].path = path
 
     def _make_room(self, key: SessionKey) -> bool:
         """Preempts the youngest session but ``key`` that holds memory; False if there is none."""
@@ -140,11 +156,13 @@ class VerifyEngine:
 
     def step(self) -> StepResult[EngineOutput]:
         """Runs one verify step over everything that is ready, or says how long to wait for drafts."""
-        step = self._schedule.next(self._sessions.values(), self._clock(), self._runtime.num_free_tokens)
+        self._take_paths()
+        sessions = self._paths.without(self._sessions)
+        step = self._schedule.next(sessions, self._clock(), self._runtime.num_free_tokens)
         if step.wait_s > 0:
             return StepResult(self._take_frames([], None), wait_s=step.wait_s)
         verdicts, report = self._run(step.entries, step.waited_s) if step.entries else ([], None)
-        return StepResult(self._take_frames(verdicts, report), wait_s=0.0 if self._sessions else None)
+        return StepResult(self._take_frames(verdicts, report), wait_s=0.0 if sessions else None)
 
     def _run(
         self, entries: list[TargetEntry], waited_s: float

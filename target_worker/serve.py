@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import grpc
 
+from grammar import GrammarCompiler
 from inference import LoadedTokenizer, ModelLoadError, ModelThread, load_model, load_tokenizer, warm_up
 from protos import target_pb2_grpc
 from rpc.engine_host import EngineHost, MakeThread
@@ -62,10 +63,18 @@ def load(
     metrics.describe(info)
     on_progress("warming up")
     warm_up(loaded.runtime)
+    grammars = GrammarCompiler(tokenizer.json, info.tokenizer_size, info.eos_token_ids)
     engine = VerifyEngine(
-        loaded.runtime, info.tokenizer_size, settings.max_step_tokens, metrics=metrics, tracing=tracing
+        loaded.runtime,
+        info.tokenizer_size,
+        settings.max_step_tokens,
+        grammars=grammars,
+        metrics=metrics,
+        tracing=tracing,
     )
-    make_thread: MakeThread[TargetFrame] = functools.partial(ModelThread, engine, num_threads=threads)
+    make_thread: MakeThread[TargetFrame] = functools.partial(
+        ModelThread, engine, num_threads=threads, woken_by=grammars
+    )
     return LoadedWorker(info, tokenizer.json.encode(), make_thread)
 
 

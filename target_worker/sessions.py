@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from grammar import GrammarPath
 from inference import Runtime, SequenceId, SequenceRows
 from rpc.engine_host import ConnectionId
 from speculation.messages import SessionId, TokenLogprobs
@@ -24,6 +25,8 @@ class TargetSession(CachedSession):
     rows: SequenceRows
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as it has been prefilled, until the first verdict has them."""
+    path: GrammarPath | None = None
+    """Where the answer stands in its grammar; None: anything may be said."""
     span: Span = field(default=NO_SPAN)
 
     def roll_back(self, runtime: Runtime) -> None:

@@ -48,7 +48,7 @@ def metrics(finished: Sequence[FinishedEvent]) -> Json:
         },
         "timing": {
             "queue_s": _longest(event.timing.queue_s for event in finished),
-            "first_token_s": min(event.timing.first_token_s for event in finished),
+            "first_token_s": round(min(event.timing.first_token_s for event in finished), 6),
             "total_s": _longest(event.timing.total_s for event in finished),
         },
     }

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from outrider.client import Client, Completion, Event, Finished, Speculation, Tokens, collect
+from outrider.client import Client, Completion, Event, Finished, Speculation, StructuredOutput, Tokens, collect
 from outrider.display import TokenPrinter
 from outrider.failures import BadUsage
 from outrider.options import with_settings
@@ -39,7 +39,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None and file is not None:
         raise BadUsage("a prompt and --file: give one of them")
     if file is not None:
-        return _decode(_read(file), f"--file {file}")
+        return _decode(_read(file, "--file"), f"--file {file}")
     if prompt is not None and prompt != "-":
         return prompt
     if sys.stdin is None or (sys.stdin.isatty() and prompt is None):
@@ -71,8 +71,34 @@ def _request(client: Client, settings: GenerateSettings, prompt: str) -> AsyncGe
         top_k=settings.top_k,
         top_p=settings.top_p,
         seed=settings.seed,
+        structured_output=_structured_output(settings),
         speculation=Speculation(disabled=not settings.speculation, policy=settings.policy or "", k=settings.k),
     )
+
+
+def _structured_output(settings: GenerateSettings) -> StructuredOutput | None:
+    """What the flags say. Raises `BadUsage` if a file cannot be read or more than one is given."""
+    flags = {
+        "--json-schema": settings.json_schema is not None,
+        "--json-object": settings.json_object,
+        "--regex": settings.regex is not None,
+        "--grammar": settings.grammar is not None,
+    }
+    given = [flag for flag, is_given in flags.items() if is_given]
+    if len(given) > 1:
+        raise BadUsage(f"{' and '.join(given)}: give one of them")
+    if not given:
+        return None
+    return StructuredOutput(
+        json_schema=_text_of(settings.json_schema, "--json-schema"),
+        json_object=settings.json_object,
+        regex=settings.regex,
+        grammar=_text_of(settings.grammar, "--grammar"),
+    )
+
+
+def _text_of(file: Path | None, flag: str) -> str | None:
+    return None if file is None else _decode(_read(file, flag), f"{flag} {file}")
 
 
 async def _show(events: AsyncGenerator[Event, None], prompt: str) -> None:
@@ -89,11 +115,11 @@ async def _show(events: AsyncGenerator[Event, None], prompt: str) -> None:
                 printer.prompt(prompt)
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, flag: str) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise BadUsage(f"--file {file}: {error.strerror}") from None
+        raise BadUsage(f"{flag} {file}: {error.strerror}") from None
 
 
 def _decode(data: bytes, source: str) -> str:
