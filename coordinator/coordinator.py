@@ -12,15 +12,19 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coordinator.answer import Answer, merged
+from coordinator.arms import PLAIN_DECODING, Arm, ArmLottery
 from coordinator.clients import DraftClient, TargetClient
 from coordinator.detokenizer import Detokenizer, detokenizers
 from coordinator.events import GenerateEvent, StartedEvent
 from coordinator.links import LinkEvents, WorkerLink
+from coordinator.meters import SessionMeter
+from coordinator.metrics import CoordinatorMetrics, LiveState, WorkerState
 from coordinator.placement import Placement
 from coordinator.plain_steps import PlainStepTimes
+from coordinator.request_log import RequestLog, log_fields
 from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, validate
 from coordinator.session import DraftLink, Session, TargetLink
 from coordinator.settings import CoordinatorSettings
@@ -34,6 +38,7 @@ from speculation.adaptive_k import FixedK, KPolicy, Load, make_policy
 from speculation.cost import StepCostModel
 from speculation.messages import ModelInfo, SessionId, TargetFrame
 from speculation.relay import NO_SESSION, RelaySession
+from telemetry.tracing import NO_TRACING, Span, Tracing, caller_context
 
 LONG_PROMPT_CHARS = 20_000
 """From here on tokenizing takes milliseconds, and moves to a thread."""
@@ -66,10 +71,19 @@ class Coordinator:
         targets: Sequence[TargetClient],
         drafts: Sequence[DraftClient],
         traffic: Traffic | None = None,
+        *,
+        metrics: CoordinatorMetrics | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         """Owns the clients from now on, which count into ``traffic``. Nothing is connected before `start`."""
         self._settings = settings
         self._traffic = traffic or Traffic()
+        self.metrics = metrics or CoordinatorMetrics()
+        self.metrics.watch(self._live_state)
+        self._tracing = tracing
+        self._request_log = RequestLog(settings.log_prompts)
+        speculates = bool(drafts) and settings.max_k > 0
+        self._lottery = ArmLottery(settings.plain_share if speculates else 1.0)
         self._model: ServedModel | None = None
         self._model_known = asyncio.Event()
         self._detokenizer: Callable[[], Detokenizer]  # known with the model
@@ -172,6 +186,22 @@ class Coordinator:
         """Why a worker is not in use, by its address; workers that are, or were never tried, are not in it."""
         return {link.name: link.problem.message for link in self._links if link.problem is not None}
 
+    def _live_state(self) -> LiveState:
+        workers = [WorkerState("target", link.name, link.is_up, len(link.sessions)) for link in self._targets]
+        workers += [WorkerState("draft", link.name, link.is_up, len(link.sessions)) for link in self._drafts]
+        return LiveState(
+            model_name=self._model_name,
+            max_k=self._settings.max_k,
+            sessions=self._sessions,
+            num_waiting=self.num_waiting,
+            workers=workers,
+            traffic=self._traffic,
+        )
+
+    @property
+    def _model_name(self) -> str:
+        return "" if self._model is None else self._model.info.name
+
     def _served(self) -> ServedModel:
         if self._model is None:
             raise Unavailable(self._waiting_for())
@@ -187,19 +217,22 @@ class Coordinator:
         `SessionFailed`, `SlowReader`, and `Cancelled` when the coordinator closes.
         """
         arrived_s = time.monotonic()
-        job = await self._validate(request)
         changed = asyncio.Event()
-        sessions = self._new_sessions(job, arrived_s, changed)
+        sessions = await self._accept(request, arrived_s, changed)
         try:
             for session in sessions:
                 self._placement.admit(session)
-            yield await self._started(job, sessions[0])
+            yield await self._started(sessions[0].job, sessions[0])
             answers = [
                 Answer(session, choice, self._detokenizer(), self._plain_step_s)
                 for choice, session in enumerate(sessions)
             ]
             async for event in merged(answers, changed):
                 yield event
+        except OutriderError as error:
+            for session in sessions:
+                session.fail(error)  # one that was refused a place does not know yet
+            raise
         finally:
             for session in sessions:
                 session.cancel()
@@ -211,6 +244,22 @@ class Coordinator:
             await session.wait_first_token()
         model, num_prompt_tokens = self._served().info.name, len(job.prompt_token_ids)
         return StartedEvent(job.request_id, model, num_prompt_tokens, job.sampling.seed, session.prompt_logprobs)
+
+    async def _accept(self, request: GenerateRequest, arrived_s: float, changed: asyncio.Event) -> list[Session]:
+        """The sessions of a valid request, in the arm that it was drawn for."""
+        span = self._tracing.start("generate", caller_context())
+        arm = self._lottery.draw(request.speculation)
+        try:
+            job = await self._validate(replace(request, speculation=PLAIN_DECODING) if arm is Arm.PLAIN else request)
+        except BaseException as error:
+            if isinstance(error, OutriderError):
+                self.metrics.refused(error, self._model_name)
+            span.end(error.reason if isinstance(error, OutriderError) else Cancelled.reason)
+            raise
+        sessions = self._new_sessions(job, arrived_s, changed, arm, span)
+        for session in sessions:
+            self._request_log.accepted(session, request.prompt)
+        return sessions
 
     async def _validate(self, request: GenerateRequest) -> Job:
         if self._is_closed:
@@ -224,8 +273,9 @@ class Coordinator:
             await self._grammars.check(job.sampling.grammar)
         return job
 
-    def _new_sessions(self, job: Job, arrived_s: float, changed: asyncio.Event) -> list[Session]:
-        """One for each choice; the first is the parent of the others."""
+    def _new_sessions(self, job: Job, arrived_s: float, changed: asyncio.Event, arm: Arm, span: Span) -> list[Session]:
+        """One for each choice; the first is the parent of the others, in all that they share and in the trace."""
+        model_name = self._served().info.name
         sessions: list[Session] = []
         for choice in range(job.n):
             session = Session(
@@ -236,7 +286,11 @@ class Coordinator:
                 self._on_session_over,
                 changed,
                 sessions[0] if sessions else None,
+                arm=arm,
+                meter=SessionMeter(self.metrics.histograms(model_name, arm)),
+                span=self._tracing.start("generate", span.context) if sessions else span,
             )
+            _describe(session, model_name, choice)
             sessions.append(session)
         self._sessions.update(sessions)
         return sessions
@@ -246,7 +300,9 @@ class Coordinator:
 
     def _on_session_over(self, session: Session) -> None:
         self._sessions.discard(session)
+        self.metrics.session_over(session, self._model_name)
         self._placement.release(session)
+        self._request_log.over(session, self._served().tokenizer)
 
     def _make_relay(self, session: Session, target: TargetLink, draft: DraftLink | None) -> RelaySession:
         job = session.job
@@ -264,6 +320,7 @@ class Coordinator:
             logprobs=job.logprobs,
             prompt_logprobs=job.prompt_logprobs,
             fork_of=NO_SESSION if session.parent is None or session.parent.target is not target else session.parent.id,
+            trace_context=session.span.context,
         )
 
     def _make_policy(self, job: Job, target: TargetLink, draft: DraftLink | None) -> KPolicy | None:
@@ -351,6 +408,19 @@ def _new_profile() -> AcceptanceProfile:
     return AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
 
 
+def _describe(session: Session, model_name: str, choice: int) -> None:
+    """What the session's span says from the start."""
+    if session.span.is_recording:
+        session.span.set(
+            request_id=session.job.request_id,
+            session_id=session.id,
+            choice=choice,
+            model=model_name,
+            arm=session.arm.value,
+            num_prompt_tokens=len(session.job.prompt_token_ids),
+        )
+
+
 def _fail(session: Session, error: Exception) -> None:
-    _log.exception("session %d failed", session.id)
+    _log.exception("session failed", extra=log_fields(session))
     session.fail(OutriderError(f"the coordinator failed at this request: {error!r}; its log says where"))

@@ -90,11 +90,21 @@ class GrpcClient(Generic[CommandT, FrameT]):
         self._timeout_s = timeout_s
         self._tokenizers = cache
         self._frames = frames
+        self._wire = wire
         self._channel = open_channel(address)
         self._stub = wire.make_stub(self._channel)
         self._stream = self._channel.stream_stream(
-            wire.stream_method, request_serializer=wire.encode, response_deserializer=wire.decode
+            wire.stream_method, request_serializer=self._encode, response_deserializer=self._decode
         )
+
+    def _encode(self, items: Sequence[tuple[SessionId, CommandT]]) -> bytes:
+        data = self._wire.encode(items)
+        self._frames.num_sent_bytes += len(data)
+        return data
+
+    def _decode(self, data: bytes) -> FrameT:
+        self._frames.num_received_bytes += len(data)
+        return self._wire.decode(data)
 
     @property
     def name(self) -> str:

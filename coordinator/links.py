@@ -104,7 +104,7 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
             self._connection = None
             return lost
         self.problem, self.was_tried = None, True
-        _log.info("connected to %s, serving %s", self.name, model.info.name)
+        _log.info("connected to worker", extra={"worker": self.name, "model": model.info.name})
         self._events.on_up(self)
         return lost
 
@@ -120,12 +120,13 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
         if self._connection is None:
             return
         self._connection = None
-        _log.warning("lost %s: %s", self.name, error or "the stream ended")
+        problem = str(error or "the stream ended")
+        _log.warning("lost worker", extra={"worker": self.name, "problem": problem, "num_sessions": len(self.sessions)})
         sessions, self.sessions = list(self.sessions.values()), {}
         self._events.on_lost(self, sessions)
 
     def _report(self, problem: OutriderError) -> None:
         if self.problem is None or self.problem.message != problem.message:
-            _log.warning("cannot use %s: %s", self.name, problem)
+            _log.warning("cannot use worker", extra={"worker": self.name, "problem": problem.message})
         self.problem, self.was_tried = problem, True
         self._events.on_problem()

@@ -91,7 +91,7 @@ class ManyRequests:
                 raise
             await self._fail(tag, Cancelled("cancelled by the client"))
         except Exception as error:  # a defect in one request must not end the others
-            _log.exception("request %r failed", tag)
+            _log.exception("request failed")
             await self._fail(tag, OutriderError(f"the coordinator failed at this request: {error!r}"))
         finally:
             self._tasks.pop(tag, None)

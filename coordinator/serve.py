@@ -16,7 +16,9 @@ from coordinator.servicer import GENERATION_SERVICE, GenerationServicer
 from coordinator.settings import CoordinatorSettings
 from coordinator.traffic import Traffic
 from protos import generation_pb2_grpc
+from rpc.metrics_endpoint import metrics_endpoint
 from rpc.server import OnStatus, RpcServer, Status, serve_until_stopped, stop_on_signals
+from telemetry.tracing import Tracing, make_tracing
 
 
 async def serve(settings: CoordinatorSettings, on_status: OnStatus, stop: asyncio.Event | None = None) -> None:
@@ -27,10 +29,15 @@ async def serve(settings: CoordinatorSettings, on_status: OnStatus, stop: asynci
     """
     stop = stop or asyncio.Event()
     server = RpcServer(settings.host, settings.port, [GENERATION_SERVICE])
-    coordinator = _make_coordinator(settings)
+    tracing = make_tracing("coordinator", settings.otlp_endpoint)
+    coordinator = _make_coordinator(settings, tracing)
     try:
         await server.open()
-        async with _serving_http(coordinator, settings, stop) as http_address:
+        registry = coordinator.metrics.registry
+        async with (
+            metrics_endpoint(registry, settings.host, settings.metrics_port, on_status, server.address),
+            _serving_http(coordinator, settings, stop) as http_address,
+        ):
             if await _start_unless_stopped(coordinator, server, on_status, stop):
                 servicer = GenerationServicer(coordinator, settings.max_requests_per_stream)
                 generation_pb2_grpc.add_GenerationServicer_to_server(servicer, server.grpc_server)
@@ -39,6 +46,7 @@ async def serve(settings: CoordinatorSettings, on_status: OnStatus, stop: asynci
     finally:
         await coordinator.close()
         await server.stop(0)
+        await asyncio.to_thread(tracing.close)
 
 
 @contextlib.asynccontextmanager
@@ -72,14 +80,14 @@ def _with_http_address(on_status: OnStatus, http_address: str | None) -> OnStatu
     return tell
 
 
-def _make_coordinator(settings: CoordinatorSettings) -> Coordinator:
+def _make_coordinator(settings: CoordinatorSettings, tracing: Tracing) -> Coordinator:
     tokenizers: TokenizerCache = {}
     traffic, timeout_s = Traffic(), settings.connect_timeout_s
     targets = [grpc_target_client(address, timeout_s, tokenizers, traffic.target) for address in settings.targets]
     drafts = [grpc_draft_client(address, timeout_s, tokenizers, traffic.draft) for address in settings.drafts]
     if settings.draft_latency_ms:
         drafts = [DelayedClient(client, settings.draft_latency_ms / 1000) for client in drafts]
-    return Coordinator(settings, targets, drafts, traffic)
+    return Coordinator(settings, targets, drafts, traffic, tracing=tracing)
 
 
 async def _start_unless_stopped(

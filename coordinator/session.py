@@ -12,25 +12,29 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from coordinator.arms import Arm
 from coordinator.links import WorkerLink
+from coordinator.meters import SessionMeter
 from coordinator.requests import Job
 from coordinator.structured_output import FIELD as STRUCTURED_OUTPUT
 from rpc.codec import DraftFrame
-from rpc.errors import FieldViolation, InvalidRequest, OutriderError, Overloaded, SessionFailed, SlowReader
+from rpc.errors import Cancelled, FieldViolation, InvalidRequest, OutriderError, Overloaded, SessionFailed, SlowReader
 from speculation.adaptive_k import Load
 from speculation.messages import (
     DraftCommand,
     DraftEvent,
     FinishReason,
-    SessionError,
+    Proposal,
     SessionErrorCode,
     SessionId,
     TargetCommand,
     TargetEvent,
     TargetFrame,
     TokenLogprobs,
+    Verdict,
 )
 from speculation.relay import Action, Emit, Fail, Finish, RelaySession, SessionStats, ToDraft, ToTarget
+from telemetry.tracing import NO_SPAN, Span
 
 TargetLink: TypeAlias = "WorkerLink[TargetCommand, TargetFrame, Session]"
 DraftLink: TypeAlias = "WorkerLink[DraftCommand, DraftFrame, Session]"
@@ -48,17 +52,24 @@ class Session:
         on_over: Callable[[Session], None],
         changed: asyncio.Event,
         parent: Session | None = None,
+        *,
+        arm: Arm = Arm.SPECULATIVE,
+        meter: SessionMeter | None = None,
+        span: Span = NO_SPAN,
     ) -> None:
         """``on_over`` is called once, when the session holds no worker any more. Times are ``time.monotonic()``.
 
         ``changed`` is set when there is something to read; choices of one request share it. ``parent`` is the first
-        of them, whose prompt the others share.
+        of them, whose prompt the others share. The session ends its ``span``.
         """
         self.id = session_id
         self.job = job
         self.parent = parent
-        self.target_name = ""
-        """The last target that it had."""
+        self.arm = arm
+        self.meter = meter or SessionMeter()
+        self.span = span
+        self.target_name = self.draft_name = ""
+        """The last worker of each kind that it had."""
         self.num_beside = 1
         """Sessions that the target had at the last verdict, this one included."""
         self.target: TargetLink | None = None
@@ -99,6 +110,13 @@ class Session:
     def stats(self) -> SessionStats:
         return SessionStats() if self._relay is None else self._relay.stats
 
+    @property
+    def outcome(self) -> str:
+        """Of a session that is over: "stop", "length", or the reason of the error that ended it."""
+        if self.finish_reason is not None:
+            return self.finish_reason.value
+        return (self._error or Cancelled).reason
+
     # -- placement --------------------------------------------------------------------------------------------------
 
     def start(self, relay: RelaySession) -> None:
@@ -117,25 +135,31 @@ class Session:
         self._perform(self.relay.on_target_lost(time.monotonic()))
 
     def attach_draft(self, link: DraftLink) -> None:
-        self.draft = link
+        self.draft, self.draft_name = link, link.name
         link.sessions[self.id] = self
         self._perform(self.relay.on_draft_up(time.monotonic()))
 
     def on_draft_lost(self) -> None:
         self.draft = None
+        self.meter.on_drafter_lost()
         self._perform(self.relay.on_draft_lost(time.monotonic()))
 
     # -- events from the workers ------------------------------------------------------------------------------------
 
     def on_target_event(self, event: TargetEvent, load: Load, now_s: float) -> None:
         self.num_beside = load.num_sessions
+        if isinstance(event, Verdict):
+            self.meter.on_verdict(event, now_s)
         self._perform(self.relay.on_target_event(event, load, now_s))
 
     def on_draft_event(self, event: DraftEvent, now_s: float) -> None:
         """After an error the drafter has dropped the session; it goes on plainly until a drafter connects anew."""
-        if isinstance(event, SessionError) and self.draft is not None:
+        if isinstance(event, Proposal):
+            self.meter.on_proposal(event, now_s)
+        elif self.draft is not None:
             self.draft.sessions.pop(self.id, None)
             self.draft = None
+            self.meter.on_drafter_lost()
         self._perform(self.relay.on_draft_event(event, now_s))
 
     @property
@@ -156,6 +180,8 @@ class Session:
                 self.prompt_logprobs = self.prompt_logprobs or action.prompt_logprobs
                 self._changed.set()
                 self.first_token_s = self.first_token_s or time.monotonic()
+                if self.span.is_recording:
+                    _record(action, self.span)
             elif isinstance(action, Finish):
                 self.finish_reason = action.reason
             else:
@@ -199,7 +225,19 @@ class Session:
                 link.sessions.pop(self.id, None)
         self.target = self.draft = None
         self._changed.set()
+        self._end_span()
         self._on_over(self)
+
+    def _end_span(self) -> None:
+        if self.span.is_recording:
+            self.span.set(
+                outcome=self.outcome,
+                num_tokens=self.stats.num_committed,
+                num_steps=self.stats.num_steps,
+                num_drafted=self.stats.num_drafted,
+                num_accepted=self.stats.num_accepted,
+            )
+        self.span.end("" if self.finish_reason is not None else self.outcome)
 
     # -- the client's side ------------------------------------------------------------------------------------------
 
@@ -229,6 +267,16 @@ class Session:
         emitted = list(self._unread)
         self._unread.clear()
         return emitted
+
+
+def _record(emit: Emit, span: Span) -> None:
+    span.event(
+        "verdict",
+        num_tokens=len(emit.token_ids),
+        num_drafted=emit.num_drafted,
+        num_accepted=emit.num_accepted,
+        k=emit.k,
+    )
 
 
 def _error_of(failure: Fail) -> OutriderError:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from telemetry.settings import TelemetrySettings
 
 Addresses = Annotated[tuple[str, ...], NoDecode]
 
 
-class CoordinatorSettings(BaseSettings):
+class CoordinatorSettings(TelemetrySettings):
     """Every field has an environment twin ``OUTRIDER_COORDINATOR_<FIELD>``; lists are comma-separated there."""
 
     model_config = SettingsConfigDict(
@@ -56,6 +58,11 @@ class CoordinatorSettings(BaseSettings):
     max_branches: int = Field(4, ge=0, le=16)
     """Branches that a drafter may hold ready beside a session's main line, for where that may be wrong. It grows them
     only while they pay. 0: chains alone."""
+    plain_share: float = Field(0.0, ge=0, le=1)
+    """Decode this share of the requests plainly, drawn by lot among those that do not say how to speculate. The metrics
+    tell both arms apart, so the speedup is measured on real traffic."""
+    log_prompts: bool = False
+    """Write prompts and outputs into the log lines of requests, which are otherwise never logged."""
     max_sessions: int = Field(64, ge=1)
     """Sessions under way at one target."""
     max_queue: int = Field(256, ge=0)

@@ -11,6 +11,9 @@ class FrameCount:
 
     num_sent: int = 0
     num_received: int = 0
+    num_sent_bytes: int = 0
+    num_received_bytes: int = 0
+    """Messages as serialized, without what HTTP/2 puts around them."""
 
 
 @dataclass(slots=True)

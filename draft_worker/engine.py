@@ -7,6 +7,7 @@ in frames: at once while the target may be waiting for it, a few tokens together
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from draft_worker.metrics import DraftMetrics
 from grammar import GrammarCompiler, GrammarError, GrammarPath, Mask, PendingPaths
 from inference import Chunk, OutOfKVBlocks, Runtime, SequenceId, SequenceRows, StepResult, draw
 from rpc.codec import DraftFrame
@@ -34,10 +36,13 @@ from speculation.messages import (
     SetLookahead,
 )
 from speculation.validation import check_open_draft
+from telemetry.tracing import NO_SPAN, NO_TRACING, Span, Tracing
 
 EngineCommand: TypeAlias = Submitted[DraftCommand] | Hangup
 EngineOutput: TypeAlias = tuple[ConnectionId, DraftFrame]
 SessionKey: TypeAlias = tuple[ConnectionId, SessionId]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -48,6 +53,7 @@ class _Session:
     sequences: dict[LineId, SequenceId]
     path: GrammarPath | None = None
     """Where the answer stands in its grammar; None: anything may be said."""
+    span: Span = NO_SPAN
 
     def follow(self, runtime: Runtime) -> None:
         """After a commit or a pause: the cache loses what the drafter no longer has."""
@@ -88,6 +94,8 @@ class DraftEngine:
         flush_tokens: int,
         clock: Callable[[], float] = time.monotonic,
         grammars: GrammarCompiler | None = None,
+        metrics: DraftMetrics | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         """``vocab_size`` is the tokenizer's size. At most ``flush_tokens`` drafted tokens of a line wait to leave
         together. Without ``grammars`` sessions with a grammar are refused."""
@@ -96,9 +104,12 @@ class DraftEngine:
         self._schedule: DraftSchedule[_Session] = DraftSchedule(max_step_tokens)
         self._flush_tokens = flush_tokens
         self._clock = clock
+        self._metrics = metrics or DraftMetrics()
+        self._tracing = tracing
         self._sessions: dict[SessionKey, _Session] = {}
         self._errors: list[tuple[SessionKey, SessionError]] = []
         self._paths: PendingPaths[SessionKey] = PendingPaths(grammars)
+        self._metrics.watch(lambda: len(self._sessions), lambda: runtime.num_free_tokens)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -136,7 +147,11 @@ class DraftEngine:
             return
         drafter = self._schedule.open(command, self._vocab_size, self._runtime.max_context)
         rows = SequenceRows(command.sampling, drafter.prompt_length, command.stop_token_ids, self._vocab_size)
-        self._sessions[key] = _Session(key, drafter, rows, {drafter.main.id: self._runtime.open()})
+        span = NO_SPAN
+        if command.trace_context:
+            span = self._tracing.start("draft", command.trace_context, session_id=key[1], lookahead=command.lookahead)
+        self._sessions[key] = _Session(key, drafter, rows, {drafter.main.id: self._runtime.open()}, span=span)
+        _log.debug("session opened", extra={"session_id": key[1], "num_tokens": len(command.token_ids)})
         self._paths.start(key, command.sampling, command.token_ids)
 
     def _commit(self, session: _Session, command: Commit) -> None:
@@ -147,15 +162,19 @@ class DraftEngine:
             return
         session.follow(self._runtime)
 
-    def _drop(self, key: SessionKey) -> None:
+    def _drop(self, key: SessionKey, error: str = "") -> None:
         session = self._sessions.pop(key, None)
         if session is not None:
             session.free(self._runtime)
             self._paths.drop(key)
+            session.span.end(error)
+            _log.debug("session ended", extra={"session_id": key[1]})
 
     def _fail(self, key: SessionKey, error: SessionError) -> None:
-        self._drop(key)
+        self._drop(key, error.code.value)
         self._errors.append((key, error))
+        self._metrics.session_failed(error.code)
+        _log.info("session failed", extra={"session_id": key[1], "code": error.code.value})
 
     def _take_paths(self) -> None:
         """Grammars that are compiled now let their sessions begin."""
@@ -187,9 +206,19 @@ class DraftEngine:
                 continue
             for entry in entries:
                 entry.line.num_cached += len(entry.token_ids)
-            self._draw(logits, [entry for entry in entries if entry.draws])
-            self._schedule.report(entries, self._clock() - start_s)
+            drawing = [entry for entry in entries if entry.draws]
+            self._draw(logits, drawing)
+            step_s = self._clock() - start_s
+            self._schedule.report(entries, step_s)
+            self._count(entries, drawing, step_s)
             return
+
+    def _count(
+        self, entries: Sequence[DraftEntry[_Session]], drawing: Sequence[DraftEntry[_Session]], step_s: float
+    ) -> None:
+        num_main = sum(entry.line is entry.session.drafter.main for entry in drawing)
+        num_tokens = sum(len(entry.token_ids) for entry in entries)
+        self._metrics.stepped(len(entries), num_tokens, num_main, len(drawing) - num_main, step_s)
 
     def _forward(self, entries: Sequence[DraftEntry[_Session]]) -> Tensor:
         return self._runtime.forward(

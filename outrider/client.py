@@ -40,6 +40,7 @@ from protos import generation_pb2 as pb
 from protos import generation_pb2_grpc
 from rpc.channel import open_channel
 from rpc.errors import FieldViolation, InvalidRequest, OutriderError, Unavailable, from_rpc_error
+from telemetry.tracing import METADATA_KEY, NO_TRACING, Tracing
 
 __all__ = [
     "Client",
@@ -66,8 +67,10 @@ AS_DEPLOYED = Speculation()
 class Client:
     """One channel to a coordinator, for any number of requests at a time."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tracing: Tracing = NO_TRACING) -> None:
+        """With ``tracing`` every request is a span, whose trace goes on at the server."""
         self._address = address
+        self._tracing = tracing
 
     async def __aenter__(self) -> Client:
         self._channel = open_channel(self._address)
@@ -124,16 +127,21 @@ class Client:
                 **({"text": prompt} if isinstance(prompt, str) else {"tokens": pb.TokenIds(ids=prompt)}),
             )
             set_options(request, **options)
-        call = self._stub.Generate(request, timeout=timeout_s)
+        span = self._tracing.start("request")
+        metadata = ((METADATA_KEY, span.context),) if span.context else None
+        call = self._stub.Generate(request, timeout=timeout_s, metadata=metadata)
         answered = False
         try:
             async for event in call:
                 answered = True
                 yield event_from_proto(event)
         except grpc.aio.AioRpcError as error:
-            raise self._known(error, answered) from error
+            known = self._known(error, answered)
+            span.end(known.reason)
+            raise known from error
         finally:
             call.cancel()
+            span.end()
 
     async def complete(
         self,

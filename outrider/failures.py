@@ -10,6 +10,7 @@ from typing import Final
 import grpc
 
 from rpc.errors import OutriderError
+from telemetry.tracing import TracingUnavailable
 
 FAILED: Final = 1
 BAD_INPUT: Final = 2
@@ -44,6 +45,8 @@ class BadUsage(CommandFailed):
 
 def describe(error: Exception) -> tuple[str, int]:
     """The line to show for an error, and the exit code that goes with it."""
+    if isinstance(error, TracingUnavailable):
+        return one_line(str(error)), BAD_INPUT
     if isinstance(error, CommandFailed):
         return one_line(error.message), error.exit_code
     if isinstance(error, OutriderError):

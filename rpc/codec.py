@@ -206,6 +206,7 @@ def _open_target_to_proto(command: OpenTarget) -> target_pb2.OpenTarget:
         logprobs=None if command.logprobs is None else _logprob_options_to_proto(command.logprobs),
         prompt_logprobs=command.prompt_logprobs,
         fork_of=command.fork_of,
+        trace_context=command.trace_context,
     )
 
 
@@ -250,6 +251,7 @@ def _open_target_from_proto(message: target_pb2.OpenTarget) -> OpenTarget:
         ),
         prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
         fork_of=SessionId(message.fork_of),
+        trace_context=message.trace_context,
     )
 
 
@@ -371,6 +373,7 @@ def _open_draft_to_proto(command: OpenDraft) -> draft_pb2.OpenDraft:
         max_length=command.max_length,
         max_branches=command.max_branches,
         stop_token_ids=command.stop_token_ids,
+        trace_context=command.trace_context,
     )
 
 
@@ -404,6 +407,7 @@ def _open_draft_from_proto(message: draft_pb2.OpenDraft) -> OpenDraft:
         max_length=message.max_length,
         max_branches=message.max_branches,
         stop_token_ids=tuple(message.stop_token_ids),
+        trace_context=message.trace_context,
     )
 
 

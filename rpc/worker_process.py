@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Generic, Protocol
 
 import grpc
+from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer
 
 from rpc.engine_host import EngineHost, MakeThread
 from rpc.errors import OutriderError
+from rpc.metrics_endpoint import metrics_endpoint
 from rpc.server import OnStatus, RpcServer, Status, serve_until_stopped
 from rpc.worker_core import CommandT, FrameT
 from rpc.worker_settings import WorkerSettings
@@ -71,24 +73,26 @@ async def serve_worker(
     load: Callable[[Callable[[str], None]], LoadedWorker[CommandT, FrameT]],
     add_servicer: Callable[[EngineHost[CommandT, FrameT], grpc.aio.Server], None],
     on_status: OnStatus,
+    registry: CollectorRegistry,
 ) -> None:
-    """Serves until SIGTERM or SIGINT.
+    """Serves until SIGTERM or SIGINT, and ``registry`` too if the settings name a port for it.
 
     ``load(on_progress)`` runs on a thread of its own, so that health checks are answered meanwhile. Raises
     `AddressInUse`, whatever ``load`` raises, and `OutriderError` if the engine fails while serving.
     """
     server = RpcServer(settings.host, settings.port, [service])
     address = await server.open()
+    loop = asyncio.get_running_loop()
+
+    def on_progress(detail: str) -> None:
+        loop.call_soon_threadsafe(on_status, Status("loading", detail, address))
+
     try:
-        on_status(Status("loading", f"loading {settings.model}", address))
-        loop = asyncio.get_running_loop()
-
-        def on_progress(detail: str) -> None:
-            loop.call_soon_threadsafe(on_status, Status("loading", detail, address))
-
-        loaded = await asyncio.to_thread(load, on_progress)
-        _settle()
-        await _serve(server, loaded, add_servicer, on_status, settings.shutdown_grace_s)
+        async with metrics_endpoint(registry, settings.host, settings.metrics_port, on_status, address):
+            on_status(Status("loading", f"loading {settings.model}", address))
+            loaded = await asyncio.to_thread(load, on_progress)
+            _settle()
+            await _serve(server, loaded, add_servicer, on_status, settings.shutdown_grace_s)
     finally:
         await server.stop(0)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from telemetry.settings import TelemetrySettings
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(TelemetrySettings):
     """What to load, where to run it, where to listen."""
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True)

@@ -153,6 +153,8 @@ class OpenTarget:
     """So many of the most likely tokens at each place of the prompt; None: nothing of the prompt."""
     fork_of: SessionId = SessionId(0)
     """Shares the prompt's keys and values with this session of the same connection, if it can; 0 is none."""
+    trace_context: str = ""
+    """W3C traceparent of the request; empty: not traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ class OpenDraft:
     max_branches: int = 0
     stop_token_ids: tuple[TokenId, ...] = ()
     """Not drawn before ``Sampling.min_length``."""
+    trace_context: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
 from speculation.adaptive_k import KPolicy, Load
@@ -110,6 +110,8 @@ class SessionStats:
     num_target_losses: int = 0
     num_misses: int = 0
     num_caught: int = 0
+    steps_by_k: Counter[int] = field(default_factory=Counter)
+    """Steps by the cap that they had."""
     steps_by_accepted: Counter[int] = field(default_factory=Counter)
     """Steps with drafted tokens, by how many of those were accepted."""
 
@@ -125,13 +127,29 @@ class SessionStats:
         self.num_caught += verdict.caught
         self.sum_k += k
         self.last_k = k
+        self.steps_by_k[k] += 1
         if verdict.num_drafted:
             self.steps_by_accepted[verdict.num_accepted] += 1
+
+    def add(self, other: SessionStats) -> None:
+        """Adds what another session counted; ``last_k`` is that of the last one added."""
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.last_k = other.last_k
 
     @property
     def num_wasted(self) -> int:
         """Drafted tokens that draft workers sent and that were not accepted, for whatever reason."""
         return max(0, self.num_proposed - self.num_accepted)
+
+    @property
+    def num_drafts(self) -> int:
+        """Steps with drafted tokens."""
+        return self.num_steps - self.num_free_run_steps
+
+    def num_accepted_at(self, position: int) -> int:
+        """Steps that accepted the drafted token at ``position`` of those they verified, from 0."""
+        return sum(steps for num_accepted, steps in self.steps_by_accepted.items() if num_accepted > position)
 
     @property
     def acceptance_rate(self) -> float:
@@ -146,6 +164,9 @@ class SessionStats:
     @property
     def mean_k(self) -> float:
         return self.sum_k / self.num_steps if self.num_steps else 0.0
+
+
+_SUMMED = tuple(part.name for part in fields(SessionStats) if part.name != "last_k")
 
 
 class _Drafter(enum.Enum):
@@ -189,6 +210,7 @@ class RelaySession:
         logprobs: LogprobOptions | None = None,
         prompt_logprobs: int | None = None,
         fork_of: SessionId = NO_SESSION,
+        trace_context: str = "",
     ) -> None:
         """``policy`` None is plain decoding; ``draft_max_length``, if not 0, is where the draft's context ends.
 
@@ -207,6 +229,7 @@ class RelaySession:
         self._logprobs = logprobs
         self._prompt_logprobs = prompt_logprobs
         self._fork_of = fork_of
+        self._trace_context = trace_context
         self._drafter = _Drafter.ABSENT
         self._target_open = False
         self._over = False
@@ -243,6 +266,7 @@ class RelaySession:
             logprobs=self._logprobs,
             prompt_logprobs=self._prompt_logprobs if is_first else None,  # what has been told is not computed again
             fork_of=self._fork_of if is_first else NO_SESSION,
+            trace_context=self._trace_context,
         )
         return [ToTarget(command), *self._steer_drafter()]
 
@@ -372,6 +396,7 @@ class RelaySession:
             max_length=self._draft_max_length,
             max_branches=self._max_branches,
             stop_token_ids=self._stop_token_ids if len(self._token_ids) < self._sampling.min_length else (),
+            trace_context=self._trace_context,
         )
         return [ToDraft(command)]
 

@@ -61,7 +61,7 @@ class VerifierSession:
         """How many of the most likely tokens to tell at each place of the prompt; None: nothing of it, or no more."""
         return self._prompt_logprobs if self._last_verdict_s is None else None
 
-    def stage(self, proposal: Proposal, now_s: float) -> None:
+    def stage(self, proposal: Proposal, now_s: float) -> Graft:
         """Keeps what is live of a proposal. A malformed one is dropped like a stale one: drafts are hints."""
         graft = self._tree.graft(proposal) if self._is_well_formed(proposal) else Graft()
         self._num_dropped += len(proposal.token_ids) - graft.num_new
@@ -70,6 +70,7 @@ class VerifierSession:
             self.pace.on_proposal(now_s, graft.num_new)  # 0 too: the drafter is alive, and starts again
         elif graft.num_new and self._tree.main_line(1):
             self.pace.on_branch(now_s)
+        return graft
 
     def _is_well_formed(self, proposal: Proposal) -> bool:
         return 0 < len(proposal.token_ids) <= MAX_PROPOSAL_TOKENS and max(proposal.token_ids) < self._vocab_size

@@ -10,6 +10,7 @@ A step, in order:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -36,10 +37,14 @@ from speculation.messages import (
 from speculation.step_schedule import StepSchedule
 from speculation.validation import check_open_target
 from target_worker.forward import Outcome, VerifyForward
+from target_worker.metrics import TargetMetrics
 from target_worker.sessions import SessionKey, TargetEntry, TargetSession
+from telemetry.tracing import NO_SPAN, NO_TRACING, Tracing
 
 EngineCommand: TypeAlias = Submitted[TargetCommand] | Hangup
 EngineOutput: TypeAlias = tuple[ConnectionId, TargetFrame]
+
+_log = logging.getLogger(__name__)
 
 
 class VerifyEngine:
@@ -52,19 +57,24 @@ class VerifyEngine:
         max_step_tokens: int,
         clock: Callable[[], float] = time.monotonic,
         grammars: GrammarCompiler | None = None,
+        metrics: TargetMetrics | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         """``vocab_size`` is the tokenizer's size; ids beyond it are never drawn nor accepted.
 
         Without ``grammars`` sessions with a grammar are refused.
         """
         self._runtime = runtime
+        self._metrics = metrics or TargetMetrics()
+        self._tracing = tracing
         self._vocab_size = vocab_size
         self._clock = clock
-        self._forward = VerifyForward(runtime, vocab_size, self._make_room, self._fail)
+        self._forward = VerifyForward(runtime, vocab_size, self._preempt, self._make_room, self._fail)
         self._schedule: StepSchedule[TargetSession] = StepSchedule(max_step_tokens)
         self._sessions: dict[SessionKey, TargetSession] = {}
         self._errors: list[tuple[SessionKey, SessionError]] = []
         self._paths: PendingPaths[SessionKey] = PendingPaths(grammars)
+        self._metrics.watch(lambda: len(self._sessions), lambda: runtime.num_free_tokens)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -85,7 +95,7 @@ class VerifyEngine:
         elif session is None:
             pass  # it ended while this was on its way
         elif isinstance(item, Proposal):
-            session.verifier.stage(item, arrived_s)
+            self._metrics.proposal(session.verifier.stage(item, arrived_s))
         elif isinstance(item, SetK):
             session.verifier.set_k(item.k)
         elif isinstance(item, CloseSession):
@@ -100,9 +110,13 @@ class VerifyEngine:
             return
         verifier, sequence = self._schedule.open(command, self._vocab_size), self._runtime.open()
         rows = SequenceRows(verifier.sampling, verifier.prompt_length, command.stop_token_ids, self._vocab_size)
-        session = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence, rows=rows)
+        span = NO_SPAN
+        if command.trace_context:
+            span = self._tracing.start("verify", command.trace_context, session_id=key[1], k=command.k)
+        session = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence, rows=rows, span=span)
         parent = self._sessions.get((key[0], command.fork_of)) if command.fork_of else None
         self._sessions[key] = session
+        _log.debug("session opened", extra={"session_id": key[1], "num_tokens": len(command.token_ids)})
         self._paths.start(key, command.sampling, command.token_ids)
         if parent is not None and command.prompt_logprobs is None and session.can_share_with(parent):
             session.waits_for = parent.key
@@ -116,11 +130,13 @@ class VerifyEngine:
                 with suppress(OutOfKVBlocks):  # computed as ever, when there is room
                     session.fork(parent, self._runtime)
 
-    def _drop(self, key: SessionKey) -> None:
+    def _drop(self, key: SessionKey, error: str = "") -> None:
         session = self._sessions.pop(key, None)
         if session is not None:
             self._runtime.free(session.sequence)
             self._paths.drop(key)
+            session.span.end(error)
+            _log.debug("session ended", extra={"session_id": key[1]})
             self._let_one_go_first([other for other in self._sessions.values() if other.waits_for == key])
 
     def _let_one_go_first(self, orphans: Sequence[TargetSession]) -> None:
@@ -129,8 +145,10 @@ class VerifyEngine:
             orphan.waits_for = orphans[0].key if index else None
 
     def _fail(self, key: SessionKey, error: SessionError) -> None:
-        self._drop(key)
+        self._drop(key, error.code.value)
         self._errors.append((key, error))
+        self._metrics.session_failed(error.code)
+        _log.info("session failed", extra={"session_id": key[1], "code": error.code.value})
 
     def _take_paths(self) -> None:
         """Grammars that are compiled now let their sessions begin."""
@@ -144,9 +162,13 @@ class VerifyEngine:
         """Preempts the youngest session but ``key`` that holds memory; False if there is none."""
         for session in reversed(self._sessions.values()):
             if session.key != key and session.num_cached:
-                session.preempt(self._runtime)
+                self._preempt(session)
                 return True
         return False
+
+    def _preempt(self, session: TargetSession) -> None:
+        session.preempt(self._runtime)
+        self._metrics.preempted()
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -172,6 +194,7 @@ class VerifyEngine:
         if any(session.waits_for is not None for session in self._sessions.values()):
             for entry in entries:
                 self._share(entry.session)
+        self._metrics.stepped(entries, report.step_s, waited_s)
         verdicts: list[tuple[SessionKey, TargetEvent]] = []
         for entry, outcome in zip(entries, outcomes, strict=True):
             if entry.is_complete:
@@ -181,6 +204,11 @@ class VerifyEngine:
     def _conclude(self, entry: TargetEntry, outcome: Outcome, now_s: float) -> Verdict:
         session = entry.session
         verdict = session.verifier.conclude(entry.drafted, outcome.draws, now_s)
+        if session.span.is_recording:
+            num_tokens, num_drafted = len(verdict.token_ids), verdict.num_drafted
+            session.span.event(
+                "verdict", num_tokens=num_tokens, num_drafted=num_drafted, num_accepted=verdict.num_accepted
+            )
         if outcome.logprobs or session.prompt_logprobs:
             verdict = _with_logprobs(verdict, outcome, session)
         if verdict.finish_reason is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from grammar import GrammarError, Mask
 from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, SequenceId, draw, logprobs, warped
 from speculation.messages import SessionError, SessionErrorCode, TokenId, TokenLogprobs
-from target_worker.sessions import SessionKey, TargetEntry
+from target_worker.sessions import SessionKey, TargetEntry, TargetSession
 
 Masks: TypeAlias = "dict[SequenceId, list[Mask]]"
 """For each session with a grammar what it allows at each of its rows."""
@@ -37,12 +37,14 @@ class VerifyForward:
         self,
         runtime: Runtime,
         vocab_size: int,
+        preempt: Callable[[TargetSession], None],
         make_room: Callable[[SessionKey], bool],
         fail: Callable[[SessionKey, SessionError], None],
     ) -> None:
         """``make_room`` preempts a session other than the one named, if any holds memory; ``fail`` gives one up."""
         self._runtime = runtime
         self._vocab_size = vocab_size
+        self._preempt = preempt
         self._make_room = make_room
         self._fail = fail
 
@@ -87,7 +89,7 @@ class VerifyForward:
             return [entry.without_drafted() for entry in entries]
         *older, youngest = entries
         if older:
-            youngest.session.preempt(self._runtime)
+            self._preempt(youngest.session)
             return older
         if self._make_room(youngest.session.key):
             return entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable
 
@@ -17,18 +18,32 @@ from rpc.worker_process import LoadedWorker, describe_model, serve_worker
 from rpc.worker_servicer import TARGET_SERVICE, TargetWorkerServicer
 from speculation.messages import ChatTemplate, TargetCommand, TargetFrame
 from target_worker.engine import VerifyEngine
+from target_worker.metrics import TargetMetrics
 from target_worker.settings import TargetWorkerSettings
+from telemetry.tracing import NO_TRACING, Tracing, make_tracing
 
 
 async def serve(settings: TargetWorkerSettings, on_status: OnStatus) -> None:
     """Loads the model and serves it until SIGTERM or SIGINT; see `serve_worker` for errors."""
-    await serve_worker(
-        settings, TARGET_SERVICE, lambda on_progress: load(settings, on_progress), _add_servicer, on_status
-    )
+    metrics, tracing = TargetMetrics(), make_tracing("target-worker", settings.otlp_endpoint)
+    try:
+        await serve_worker(
+            settings,
+            TARGET_SERVICE,
+            lambda on_progress: load(settings, on_progress, metrics, tracing),
+            _add_servicer,
+            on_status,
+            metrics.registry,
+        )
+    finally:
+        await asyncio.to_thread(tracing.close)
 
 
 def load(
-    settings: TargetWorkerSettings, on_progress: Callable[[str], None]
+    settings: TargetWorkerSettings,
+    on_progress: Callable[[str], None],
+    metrics: TargetMetrics,
+    tracing: Tracing = NO_TRACING,
 ) -> LoadedWorker[TargetCommand, TargetFrame]:
     """Reads model and tokenizer and warms the model up. Raises `rpc.errors.ModelNotFound`."""
     threads = settings.threads or None
@@ -45,10 +60,18 @@ def load(
     except ModelLoadError as error:
         raise ModelNotFound(str(error)) from error
     info = describe_model(loaded.description, tokenizer.json, _chat_template(tokenizer))
+    metrics.describe(info)
     on_progress("warming up")
     warm_up(loaded.runtime)
     grammars = GrammarCompiler(tokenizer.json, info.tokenizer_size, info.eos_token_ids)
-    engine = VerifyEngine(loaded.runtime, info.tokenizer_size, settings.max_step_tokens, grammars=grammars)
+    engine = VerifyEngine(
+        loaded.runtime,
+        info.tokenizer_size,
+        settings.max_step_tokens,
+        grammars=grammars,
+        metrics=metrics,
+        tracing=tracing,
+    )
     make_thread: MakeThread[TargetFrame] = functools.partial(
         ModelThread, engine, num_threads=threads, woken_by=grammars
     )

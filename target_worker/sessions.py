@@ -10,6 +10,7 @@ from inference import Runtime, SequenceId, SequenceRows
 from rpc.engine_host import ConnectionId
 from speculation.messages import SessionId, TokenLogprobs
 from speculation.step_schedule import CachedSession, StepEntry
+from telemetry.tracing import NO_SPAN, Span
 
 SessionKey: TypeAlias = tuple[ConnectionId, SessionId]
 """Session ids belong to a connection; two coordinators may use the same."""
@@ -28,6 +29,7 @@ class TargetSession(CachedSession):
     """Where the answer stands in its grammar; None: anything may be said."""
     waits_for: SessionKey | None = None
     """In no step before that session has computed the prompt that both begin with."""
+    span: Span = field(default=NO_SPAN)
 
     @property
     def num_shareable(self) -> int:

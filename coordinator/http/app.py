@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from fastapi import FastAPI
-from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
 from coordinator.coordinator import Coordinator
@@ -22,13 +21,12 @@ from coordinator.http.request_id import HEADER as REQUEST_ID
 from coordinator.http.request_id import RequestIds
 from coordinator.http.service import service_router
 from coordinator.http.tokens import tokens_router
+from coordinator.http.trace_context import TraceContexts
 from coordinator.settings import CoordinatorSettings
 
 
-def make_app(
-    coordinator: Coordinator, settings: CoordinatorSettings, registry: CollectorRegistry = REGISTRY
-) -> FastAPI:
-    """The front door of one coordinator, which it does not own. ``registry`` is what ``/metrics`` shows.
+def make_app(coordinator: Coordinator, settings: CoordinatorSettings) -> FastAPI:
+    """The front door of one coordinator, which it does not own.
 
     Raises `InvalidRequest` if the file of API keys cannot be read.
     """
@@ -39,7 +37,7 @@ def make_app(
     app.include_router(generate_router(coordinator))
     app.include_router(tokens_router(coordinator, model_name))
     app.include_router(service_router(coordinator, model_name, int(time.time())))
-    app.include_router(metrics_router(registry))
+    app.include_router(metrics_router(coordinator.metrics.registry))
     add_error_handlers(app)
     _add_middleware(app, settings)
     return app
@@ -48,6 +46,7 @@ def make_app(
 def _add_middleware(app: FastAPI, settings: CoordinatorSettings) -> None:
     """From the inside out: what is added last sees a request first."""
     keys = None if settings.api_keys is None else KeyFile(settings.api_keys)
+    app.add_middleware(TraceContexts)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(DoorKeeper, keys=keys, gates=Gates(_limits(settings)))
     if settings.cors_origins:

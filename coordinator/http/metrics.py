@@ -1,4 +1,4 @@
-"""``/metrics``: whatever is in a Prometheus registry, in the format that the scraper asks for."""
+"""``/metrics``: what is in a Prometheus registry, collected on the event loop, in the scraper's format."""
 
 from __future__ import annotations
 

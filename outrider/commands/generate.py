@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +29,7 @@ from outrider.display import TokenPrinter
 from outrider.failures import BadUsage
 from outrider.options import with_settings
 from outrider.settings import GenerateSettings
+from telemetry.tracing import make_tracing
 
 Prompt = Annotated[str | None, typer.Argument(help="What to complete; '-' or nothing reads standard input.")]
 PromptFile = Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Read the prompt from this file.")]
@@ -59,14 +60,15 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 async def _generate(settings: GenerateSettings, prompt: str) -> None:
     if (settings.n or 1) > 1 and not settings.as_json:
         raise BadUsage(f"--n {settings.n}: several answers at a time cannot be shown; add --json")
-    async with Client(settings.address) as client, aclosing(_request(client, settings, prompt)) as events:
-        if settings.as_json:
-            found = [event async for event in events]
-            objects = [completion_object(collect(found, choice)) for choice in range(settings.n or 1)]
-            answer = objects[0] if settings.n is None else {"choices": objects}
-            typer.echo(json.dumps(answer, ensure_ascii=False))
-        else:
-            await _show(events, prompt)
+    with closing(make_tracing("client")) as tracing:
+        async with Client(settings.address, tracing) as client, aclosing(_request(client, settings, prompt)) as events:
+            if settings.as_json:
+                found = [event async for event in events]
+                objects = [completion_object(collect(found, choice)) for choice in range(settings.n or 1)]
+                answer = objects[0] if settings.n is None else {"choices": objects}
+                typer.echo(json.dumps(answer, ensure_ascii=False))
+            else:
+                await _show(events, prompt)
 
 
 def completion_object(completion: Completion) -> dict[str, object]:

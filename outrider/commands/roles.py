@@ -17,6 +17,8 @@ from outrider.parent_watch import die_with_parent
 from outrider.role_process import status_text
 from rpc.server import Status, check_bindable
 from target_worker.settings import TargetWorkerSettings
+from telemetry.logs import configure_logs
+from telemetry.settings import TelemetrySettings
 
 STATUS_JSON = "--status-json"
 """Given by a parent process: status as JSON lines on stdout, and the end when standard input ends."""
@@ -30,7 +32,7 @@ def coordinator(settings: CoordinatorSettings, status_json: StatusJson = False) 
     """Serve clients with the workers given."""
     from coordinator.serve import serve
 
-    _run("coordinator", lambda on_status: serve(settings, on_status), status_json)
+    _run("coordinator", settings, lambda on_status: serve(settings, on_status), status_json)
 
 
 @with_settings(DraftWorkerSettings, "draft")
@@ -39,7 +41,7 @@ def draft_worker(settings: DraftWorkerSettings, status_json: StatusJson = False)
     check_bindable(settings.host, settings.port)  # a port in use is told before torch is imported
     from draft_worker.serve import serve
 
-    _run("draft-worker", lambda on_status: serve(settings, on_status), status_json)
+    _run("draft-worker", settings, lambda on_status: serve(settings, on_status), status_json)
 
 
 @with_settings(TargetWorkerSettings, "target")
@@ -48,7 +50,7 @@ def target_worker(settings: TargetWorkerSettings, status_json: StatusJson = Fals
     check_bindable(settings.host, settings.port)  # a port in use is told before torch is imported
     from target_worker.serve import serve
 
-    _run("target-worker", lambda on_status: serve(settings, on_status), status_json)
+    _run("target-worker", settings, lambda on_status: serve(settings, on_status), status_json)
 
 
 def report_failure(message: str, exit_code: int) -> None:
@@ -56,7 +58,13 @@ def report_failure(message: str, exit_code: int) -> None:
     typer.echo(json.dumps({"event": "failed", "detail": message, "exit_code": exit_code}))
 
 
-def _run(role: str, serve: Callable[[OnStatus], Coroutine[None, None, None]], status_json: bool) -> None:
+def _run(
+    role: str,
+    settings: TelemetrySettings,
+    serve: Callable[[OnStatus], Coroutine[None, None, None]],
+    status_json: bool,
+) -> None:
+    configure_logs(settings.log_format, settings.log_level, {"role": role})
     if status_json:
         die_with_parent()
     asyncio.run(serve(_print_json if status_json else _printer(role)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from coordinator.coordinator import Coordinator
 from coordinator.grpc_clients import grpc_draft_client, grpc_target_client
+from coordinator.metrics import CoordinatorMetrics
 from coordinator.servicer import GENERATION_SERVICE, GenerationServicer
 from coordinator.settings import CoordinatorSettings
 from coordinator.traffic import Traffic
@@ -84,7 +85,11 @@ async def running_worker(core: ScriptedTarget | ScriptedDrafter) -> AsyncIterato
 
 @contextlib.asynccontextmanager
 async def running_stack(
-    targets: Sequence[ScriptedTarget], drafts: Sequence[ScriptedDrafter] = (), **settings: object
+    targets: Sequence[ScriptedTarget],
+    drafts: Sequence[ScriptedDrafter] = (),
+    *,
+    metrics: CoordinatorMetrics | None = None,
+    **settings: object,
 ) -> AsyncIterator[Stack]:
     """Policy ``fixed`` with K 4 unless told otherwise, so that every test speculates the same."""
     async with contextlib.AsyncExitStack() as stack:
@@ -95,7 +100,7 @@ async def running_stack(
             drafts=[worker.address for worker in draft_workers],
             **{"policy": "fixed", "max_k": 4, **settings},  # type: ignore[arg-type]
         )
-        coordinator = make_coordinator(chosen)
+        coordinator = make_coordinator(chosen, metrics)
         stack.push_async_callback(coordinator.close)
         await coordinator.start()
         server = RpcServer("127.0.0.1", 0, [GENERATION_SERVICE])
@@ -108,13 +113,14 @@ async def running_stack(
         yield Stack(target_workers, draft_workers, coordinator, address, stub)
 
 
-def make_coordinator(settings: CoordinatorSettings) -> Coordinator:
+def make_coordinator(settings: CoordinatorSettings, metrics: CoordinatorMetrics | None = None) -> Coordinator:
     traffic = Traffic()
     return Coordinator(
         settings,
         [grpc_target_client(address, 5.0, {}, traffic.target) for address in settings.targets],
         [grpc_draft_client(address, 5.0, {}, traffic.draft) for address in settings.drafts],
         traffic,
+        metrics=metrics,
     )
 
 

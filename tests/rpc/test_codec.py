@@ -69,16 +69,18 @@ def frame(*items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(st.tuples(u64, st.one_of(*items)), max_size=5).map(tuple)
 
 
+context = st.text(max_size=55)
 open_target = st.builds(
     OpenTarget,
     *(tokens, sampling, u32, tokens, u32, st.booleans()),
     logprobs=st.none() | st.builds(LogprobOptions, u32, st.booleans()),
     prompt_logprobs=st.none() | u32,
     fork_of=u64,
+    trace_context=context,
 )
 target_command = frame(open_target, proposal, st.builds(SetK, u32), close)
 draft_command = frame(
-    st.builds(OpenDraft, tokens, sampling, u32, u32, u32, tokens),
+    st.builds(OpenDraft, tokens, sampling, u32, u32, u32, tokens, trace_context=context),
     st.builds(Commit, u32, tokens),
     st.builds(SetLookahead, u32),
     close,

@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM
 from coordinator.coordinator import Coordinator
 from coordinator.events import FinishedEvent, TokensEvent
 from coordinator.in_process import InProcessClient
+from coordinator.metrics import CoordinatorMetrics
 from coordinator.requests import GenerateRequest, SpeculationOptions
 from coordinator.settings import CoordinatorSettings
 from draft_worker.engine import DraftEngine
@@ -30,9 +31,11 @@ from rpc.worker_process import describe_model
 from speculation.messages import DraftCommand, TargetCommand, TargetFrame
 from speculation.relay import SessionStats
 from target_worker.engine import VerifyEngine
+from target_worker.metrics import TargetMetrics
 from tests.doubles import reference
 from tests.doubles.chaos import ChaosDraftClient
 from tests.doubles.tiny_models import VOCAB_SIZE
+from tests.workers.deployment import Facts
 
 MAX_TOKENS = 24
 NUM_COMBINATIONS = 216
@@ -74,12 +77,16 @@ async def stack(
     drafter: str,
     chaos: bool,
     max_step_tokens: int = 64,
+    metrics: CoordinatorMetrics | None = None,
+    target_metrics: TargetMetrics | None = None,
 ) -> AsyncIterator[tuple[Coordinator, ChaosDraftClient | None]]:
     """A coordinator over a real target and a real drafter, in this process."""
     tokenizer_json = load_tokenizer_json(str(model_folders["target"]))
     target_runtime, draft_runtime = make_runtime("target"), make_runtime(drafter)
     target_grammars, draft_grammars = (GrammarCompiler(tokenizer_json, VOCAB_SIZE, (0,)) for _ in range(2))
-    target_engine = VerifyEngine(target_runtime, VOCAB_SIZE, max_step_tokens, grammars=target_grammars)
+    target_engine = VerifyEngine(
+        target_runtime, VOCAB_SIZE, max_step_tokens, grammars=target_grammars, metrics=target_metrics
+    )
     draft_engine = DraftEngine(draft_runtime, VOCAB_SIZE, max_step_tokens, flush_tokens=2, grammars=draft_grammars)
     info = describe_model(Facts(), tokenizer_json)
     target: EngineHost[TargetCommand, TargetFrame] = EngineHost(
@@ -91,7 +98,8 @@ async def stack(
     draft_client = InProcessClient(draft, "draft")
     chaos_client = ChaosDraftClient(draft_client, seed=3, vocab_size=VOCAB_SIZE) if chaos else None
     settings = CoordinatorSettings(targets=("in-process",), max_sessions=8)
-    coordinator = Coordinator(settings, [InProcessClient(target, "target")], [chaos_client or draft_client])
+    drafts = [chaos_client or draft_client]
+    coordinator = Coordinator(settings, [InProcessClient(target, "target")], drafts, metrics=metrics)
     await coordinator.start()
     try:
         yield coordinator, chaos_client
@@ -101,19 +109,6 @@ async def stack(
         await draft.stop()
         for runtime in (target_runtime, draft_runtime):
             runtime.check_integrity()
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the tiny target says about itself."""
-
-    name: str = "tiny"
-    vocab_size: int = VOCAB_SIZE
-    max_context: int = 256
-    eos_token_ids: tuple[int, ...] = (0,)
-    num_parameters: int = 1
-    dtype: str = "float32"
-    device: str = "cpu"
 
 
 async def generate(
