@@ -21,8 +21,17 @@ def exclude(scores: torch.Tensor, masks: Sequence[bytes | None], logits: torch.T
     packed = np.frombuffer(b"".join([mask for mask in masks if mask is not None]), np.uint8).reshape(len(rows), -1)
     allowed = np.unpackbits(packed, axis=1, count=scores.shape[1], bitorder="little").view(np.bool_)
     excluded = torch.from_numpy(~allowed).to(scores.device)
-    left = scores[rows].masked_fill(excluded, float("-inf"))
-    is_stuck = left.isneginf().all(dim=1, keepdim=True)
+    if len(rows) == len(masks):
+        return _without(scores, excluded, logits)
     result = scores.clone()
-    result[rows] = torch.where(is_stuck, logits[rows].masked_fill(excluded, float("-inf")), left)
+    part = scores[rows]
+    result[rows] = _without(part, excluded, part if scores is logits else logits[rows])
     return result
+
+
+def _without(scores: torch.Tensor, excluded: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    left = scores.masked_fill(excluded, float("-inf"))
+    if scores is logits:  # nothing has been banned before
+        return left
+    is_stuck = left.amax(dim=1, keepdim=True).isneginf()
+    return torch.where(is_stuck, logits.masked_fill(excluded, float("-inf")), left) if bool(is_stuck.any()) else left

@@ -106,8 +106,7 @@ def draw(
         raise ValueError(f"{len(logits)} rows of logits, {len(rows)} settings and {len(positions)} positions")
     if limit is not None:
         logits = logits[:, :limit]
-    if any(row.adjustment is not None or row.allowed is not None for row in rows):
-        logits = _prepared(logits, rows)
+    logits = _prepared(logits, rows)
     if not num_runners_up and all(row.is_greedy for row in rows):
         return Draws(logits.argmax(-1).tolist(), [])
     token_ids: list[int] = [0] * len(rows)
@@ -127,6 +126,7 @@ def warped(logits: torch.Tensor, rows: Sequence[SamplingRow], *, limit: int | No
     Greedy rows are adjusted and nothing else. Arguments as for `draw`.
     """
     scores = _prepared(logits, rows)
+    scores = scores.clone() if scores is logits else scores
     if limit is not None:
         scores[:, limit:] = float("-inf")
     for indices in _groups(rows, scores.shape[1]):
@@ -140,8 +140,11 @@ def warped(logits: torch.Tensor, rows: Sequence[SamplingRow], *, limit: int | No
 
 
 def _prepared(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
-    """A copy with each row adjusted, and without what may not be drawn."""
-    return exclude(adjusted(logits, [row.adjustment for row in rows]), [row.allowed for row in rows], logits)
+    """``logits`` with each row adjusted, and without what may not be drawn; a copy unless there is nothing to do."""
+    scores = logits
+    if any(row.adjustment is not None for row in rows):
+        scores = adjusted(logits, [row.adjustment for row in rows])
+    return exclude(scores, [row.allowed for row in rows], logits)
 
 
 def _groups(rows: Sequence[SamplingRow], vocab_size: int) -> Iterator[list[int]]:

@@ -214,3 +214,21 @@ def test_a_session_whose_grammar_is_compiled_delays_nobody(make_runtime, model_f
     assert len(run_alone(engine, OpenTarget((5,), Sampling(), 9, (0,), 0), 2)) > 0
     engine.apply([Submitted(ConnectionId(1), [(SessionId(1), CloseSession())], 0.0)])
     compiler.gate.set()
+
+
+async def test_each_of_several_answers_has_a_path_of_its_own(make_runtime, model_folders) -> None:
+    grammar = grammars.GRAMMARS[0]
+    request = GenerateRequest(
+        tuple(range(1, 30)), max_tokens=MAX_TOKENS, temperature=1.2, seed=3, n=4, structured_output=grammar
+    )
+    texts, reasons = [""] * 4, {}
+    async with stack(make_runtime, model_folders, "close", chaos=False) as (coordinator, _):
+        async for event in coordinator.generate(request):
+            if isinstance(event, TokensEvent):
+                texts[event.choice] += event.text
+            elif isinstance(event, FinishedEvent):
+                reasons[event.choice] = event.finish_reason
+    finished = [texts[choice] for choice, reason in reasons.items() if reason is FinishReason.STOP]
+    assert len(reasons) == 4
+    assert len(set(finished)) > 1
+    assert all(grammars.fits(grammar, text) for text in finished)
