@@ -160,6 +160,9 @@ def _stats_to_proto(event: FinishedEvent) -> generation_pb2.SpeculationStats:
         policy=event.policy,
         num_misses=stats.num_misses,
         num_caught=stats.num_caught,
+        steps_by_accepted=stats.steps_by_accepted,
+        num_wasted=stats.num_wasted,
+        estimated_speedup=event.estimated_speedup,
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from types import TracebackType
+from typing import Unpack
 
 import grpc
 
@@ -27,12 +28,14 @@ from outrider.events import (
     StructuredOutput,
     Timing,
     Token,
+    TokenLogprobs,
     Tokens,
     Usage,
     collect,
     event_from_proto,
     served_model_from_proto,
 )
+from outrider.sampling_options import SamplingOptions, set_options
 from protos import generation_pb2 as pb
 from protos import generation_pb2_grpc
 from rpc.channel import open_channel
@@ -43,6 +46,7 @@ __all__ = [
     "Completion",
     "Event",
     "Finished",
+    "SamplingOptions",
     "ServedModel",
     "Speculation",
     "SpeculationStats",
@@ -50,6 +54,7 @@ __all__ = [
     "StructuredOutput",
     "Timing",
     "Token",
+    "TokenLogprobs",
     "Tokens",
     "Usage",
     "collect",
@@ -96,11 +101,12 @@ class Client:
         speculation: Speculation = AS_DEPLOYED,
         structured_output: StructuredOutput | None = None,
         timeout_s: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> AsyncGenerator[Event, None]:
-        """`Started`, then `Tokens` many times, then `Finished`.
+        """`Started`, then `Tokens` many times, then `Finished`; the last two of each choice, if ``n`` asks for several.
 
-        ``prompt`` is text or token ids; None leaves a parameter to the server. Raises `InvalidRequest` naming the
-        field, and the rest of `rpc.errors`.
+        ``prompt`` is text or token ids; None leaves a parameter to the server; ``options`` are `SamplingOptions`.
+        Raises `InvalidRequest` naming the field, and the rest of `rpc.errors`.
         """
         _check_fits(max_tokens=max_tokens, top_k=top_k, k=speculation.k, lookahead=speculation.lookahead, seed=seed)
         with _representable():
@@ -117,6 +123,7 @@ class Client:
                 structured_output=None if structured_output is None else _structured_output(structured_output),
                 **({"text": prompt} if isinstance(prompt, str) else {"tokens": pb.TokenIds(ids=prompt)}),
             )
+            set_options(request, **options)
         call = self._stub.Generate(request, timeout=timeout_s)
         answered = False
         try:
@@ -143,8 +150,9 @@ class Client:
         speculation: Speculation = AS_DEPLOYED,
         structured_output: StructuredOutput | None = None,
         timeout_s: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Completion:
-        """The whole answer of `generate`, with the same parameters and errors."""
+        """The whole answer of `generate` (its first choice), with the same parameters and errors."""
         events = self.generate(
             prompt,
             model=model,
@@ -158,6 +166,7 @@ class Client:
             speculation=speculation,
             structured_output=structured_output,
             timeout_s=timeout_s,
+            **options,
         )
         async with aclosing(events):
             return collect([event async for event in events])

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias
 
 from grammar import GrammarCompiler, GrammarError, PendingPaths
-from inference import Runtime, SequenceRows, StepResult
+from inference import OutOfKVBlocks, Runtime, SequenceRows, StepResult
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.messages import (
     CloseSession,
@@ -99,14 +100,33 @@ class VerifyEngine:
             return
         verifier, sequence = self._schedule.open(command, self._vocab_size), self._runtime.open()
         rows = SequenceRows(verifier.sampling, verifier.prompt_length, command.stop_token_ids, self._vocab_size)
-        self._sessions[key] = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence, rows=rows)
+        session = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence, rows=rows)
+        parent = self._sessions.get((key[0], command.fork_of)) if command.fork_of else None
+        self._sessions[key] = session
         self._paths.start(key, command.sampling, command.token_ids)
+        if parent is not None and command.prompt_logprobs is None and session.can_share_with(parent):
+            session.waits_for = parent.key
+            self._share(parent)
+
+    def _share(self, parent: TargetSession) -> None:
+        """Those who wait for ``parent`` get what it has computed, once that is enough."""
+        for session in self._sessions.values():
+            if session.waits_for == parent.key and session.num_shareable <= parent.num_cached:
+                session.waits_for = None
+                with suppress(OutOfKVBlocks):  # computed as ever, when there is room
+                    session.fork(parent, self._runtime)
 
     def _drop(self, key: SessionKey) -> None:
         session = self._sessions.pop(key, None)
         if session is not None:
             self._runtime.free(session.sequence)
             self._paths.drop(key)
+            self._let_one_go_first([other for other in self._sessions.values() if other.waits_for == key])
+
+    def _let_one_go_first(self, orphans: Sequence[TargetSession]) -> None:
+        """Whom these waited for is gone; the first takes its place."""
+        for index, orphan in enumerate(orphans):
+            orphan.waits_for = orphans[0].key if index else None
 
     def _fail(self, key: SessionKey, error: SessionError) -> None:
         self._drop(key)
@@ -133,7 +153,7 @@ class VerifyEngine:
     def step(self) -> StepResult[EngineOutput]:
         """Runs one verify step over everything that is ready, or says how long to wait for drafts."""
         self._take_paths()
-        sessions = self._paths.without(self._sessions)
+        sessions = [session for session in self._paths.without(self._sessions) if session.waits_for is None]
         step = self._schedule.next(sessions, self._clock(), self._runtime.num_free_tokens)
         if step.wait_s > 0:
             return StepResult(self._take_frames([], None), wait_s=step.wait_s)
@@ -149,6 +169,9 @@ class VerifyEngine:
         if not entries:
             return [], None
         report = self._schedule.report(entries, now_s - start_s, waited_s)
+        if any(session.waits_for is not None for session in self._sessions.values()):
+            for entry in entries:
+                self._share(entry.session)
         verdicts: list[tuple[SessionKey, TargetEvent]] = []
         for entry, outcome in zip(entries, outcomes, strict=True):
             if entry.is_complete:
