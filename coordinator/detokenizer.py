@@ -21,6 +21,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 MAX_HELD_TOKENS = 8
 """Longest a token's text is held back; a character is at most 4 bytes, so at most 4 byte tokens."""
 
+_WORD_START = "▁"
+"""How SentencePiece writes a space."""
+
 _REPLACEMENT = "\ufffd"
 
 
@@ -50,12 +53,24 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> Callable[[int], bytes]:
     """The bytes that each token stands for, on its own; of special tokens their names. Unknown ids have none."""
     special = _special_ids(tokenizer)
     is_byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
-    ordinary = _token_bytes(tokenizer) if is_byte_level else lambda id_: tokenizer.decode([id_]).encode()
+    ordinary = _token_bytes(tokenizer) if is_byte_level else _written_bytes(tokenizer)
 
     def bytes_of(token_id: int) -> bytes:
         return (tokenizer.id_to_token(token_id) or "").encode() if token_id in special else ordinary(token_id)
 
     return bytes_of
+
+
+def _written_bytes(tokenizer: Tokenizer) -> Callable[[int], bytes]:
+    """By the token's own string: decoding a token alone would take away the space that it begins with."""
+    fallback_bytes = _fallback_bytes(tokenizer)
+
+    def written_bytes(token_id: int) -> bytes:
+        if token_id in fallback_bytes:
+            return bytes([fallback_bytes[token_id]])
+        return (tokenizer.id_to_token(token_id) or "").replace(_WORD_START, " ").encode()
+
+    return written_bytes
 
 
 class _ByteDetokenizer:
