@@ -278,7 +278,7 @@ def _target_event_to_proto(session_id: SessionId, event: TargetEvent) -> target_
 
 
 def _verdict_to_proto(verdict: Verdict) -> target_pb2.Verdict:
-    return target_pb2.Verdict(
+    message = target_pb2.Verdict(
         start=verdict.start,
         token_ids=verdict.token_ids,
         num_drafted=verdict.num_drafted,
@@ -290,9 +290,12 @@ def _verdict_to_proto(verdict: Verdict) -> target_pb2.Verdict:
         missed=verdict.missed,
         caught=verdict.caught,
         finish_reason=_FINISH_TO_PROTO[verdict.finish_reason],
-        logprobs=[logprobs_to_proto(item) for item in verdict.logprobs],
-        prompt_logprobs=[logprobs_to_proto(item) for item in verdict.prompt_logprobs],
     )
+    if verdict.logprobs:  # hardly ever there, and empty lists cost as much as the rest
+        message.logprobs.extend(map(logprobs_to_proto, verdict.logprobs))
+    if verdict.prompt_logprobs:
+        message.prompt_logprobs.extend(map(logprobs_to_proto, verdict.prompt_logprobs))
+    return message
 
 
 def _step_to_proto(step: StepReport) -> target_pb2.StepReport:
@@ -333,8 +336,8 @@ def _verdict_from_proto(message: target_pb2.Verdict) -> Verdict:
         message.num_late_right,
         message.missed,
         message.caught,
-        tuple(_logprobs_from_proto(item) for item in message.logprobs),
-        tuple(_logprobs_from_proto(item) for item in message.prompt_logprobs),
+        tuple(map(_logprobs_from_proto, message.logprobs)),
+        tuple(map(_logprobs_from_proto, message.prompt_logprobs)),
     )
 
 
