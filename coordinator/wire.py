@@ -33,6 +33,8 @@ def _options_from_proto(message: generation_pb2.SpeculationOptions) -> Speculati
         k=message.k if message.HasField("k") else None,
         lookahead=message.lookahead if message.HasField("lookahead") else None,
         turns=message.turns,
+        method=message.method,
+        draft_top_n=message.draft_top_n if message.HasField("draft_top_n") else None,
     )
 
 
@@ -104,6 +106,8 @@ def _stats_to_proto(event: FinishedEvent) -> generation_pb2.SpeculationStats:
         policy=event.policy,
         num_misses=stats.num_misses,
         num_caught=stats.num_caught,
+        q_bytes_received=stats.q_bytes_received,
+        q_bytes_relayed=stats.q_bytes_relayed,
     )
 
 

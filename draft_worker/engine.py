@@ -14,13 +14,13 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, SequenceId, StepResult, draw
+from draft_worker.drawing import LineEnd, draw_guesses
+from inference import Chunk, OutOfKVBlocks, Runtime, SequenceId, StepResult
 from rpc.codec import DraftFrame
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.draft_lines import DraftLine, LineId
 from speculation.draft_schedule import DraftEntry, DraftSchedule
 from speculation.drafter import CommitMismatch, DrafterSession
-from speculation.guesses import NUM_RUNNERS_UP, guess_of
 from speculation.messages import (
     CloseSession,
     Commit,
@@ -186,17 +186,9 @@ class DraftEngine:
         return others
 
     def _draw(self, logits: Tensor, entries: Sequence[DraftEntry[_Session]]) -> None:
-        if not entries:
-            return
-        rows, positions = [], []
-        for entry in entries:
-            drafter = entry.session.drafter
-            sampling = drafter.sampling
-            rows.append(SamplingRow(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed))
-            positions.append(drafter.position(entry.line))
-        draws = draw(logits, rows, positions, limit=self._vocab_size, num_runners_up=NUM_RUNNERS_UP)
-        for entry, token_id, runners_up in zip(entries, draws.token_ids, draws.runners_up, strict=True):
-            entry.session.drafter.drafted(entry.line, guess_of(token_id, runners_up))
+        ends = [LineEnd(entry.session.drafter, entry.line) for entry in entries]
+        for end, guess in zip(ends, draw_guesses(logits, ends, self._vocab_size), strict=True):
+            end.drafter.drafted(end.line, guess)
 
     def _take_frames(self, flush_tokens: int) -> list[EngineOutput]:
         """One frame for each connection that has news; nothing waits for what will not be drafted."""

@@ -4,6 +4,7 @@ A worker loads a model (`load_model`), runs packed batches through its `Runtime`
 of it on one `ModelThread`.
 """
 
+from inference.draft_distribution import pick, truncated_weights
 from inference.errors import (
     ContextOverflow,
     InferenceError,
@@ -17,6 +18,7 @@ from inference.loading import LoadedModel, ModelDescription, load_model, load_to
 from inference.model_thread import Engine, ModelThread, ModelThreadStopped, StepResult
 from inference.noise import gumbel, random_bits, uniform
 from inference.paged_runtime import PagedRuntime
+from inference.ratio_rows import accept_uniforms, draw_residual, probabilities_at, warped_scores
 from inference.runtime import Chunk, Runtime, SequenceId
 from inference.sampling import Draws, SamplingRow, draw
 from inference.warm_up import warm_up
@@ -41,11 +43,17 @@ __all__ = [
     "SequenceId",
     "StepResult",
     "UnknownSequence",
+    "accept_uniforms",
     "draw",
+    "draw_residual",
     "gumbel",
     "load_model",
     "load_tokenizer_json",
+    "pick",
+    "probabilities_at",
     "random_bits",
+    "truncated_weights",
     "uniform",
     "warm_up",
+    "warped_scores",
 ]

@@ -12,7 +12,7 @@ from rpc.errors import Unavailable
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """How to speculate; never changes the output. None and empty leave the choice to the deployment."""
+    """How to speculate. None and empty leave the choice to the deployment."""
 
     disabled: bool = False
     policy: str = ""
@@ -23,6 +23,10 @@ class Speculation:
     """Draft at most this many tokens beyond the committed ones."""
     turns: bool = False
     """For measurements: draft, then verify, in turns."""
+    method: str = ""
+    """"coupled", the default, never changes a token; "rejection" and "block" never change the distribution."""
+    draft_top_n: int | None = None
+    """For these two: how many of its most likely tokens the drafter draws from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,10 @@ class SpeculationStats:
     """Steps that contradicted what was drafted."""
     num_caught: int = 0
     """Of these, steps after which a branch went on from the target's own token."""
+    q_bytes_received: int = 0
+    """Bytes of draft distributions that came from draft workers."""
+    q_bytes_relayed: int = 0
+    """Of these, bytes that went on to the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +214,8 @@ def _finished(finished: pb.Finished) -> Finished:
             policy=stats.policy,
             num_misses=stats.num_misses,
             num_caught=stats.num_caught,
+            q_bytes_received=stats.q_bytes_received,
+            q_bytes_relayed=stats.q_bytes_relayed,
         ),
         timing=Timing(timing.queue_s, timing.first_token_s, timing.total_s),
     )

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from protos import common_pb2, draft_pb2, target_pb2
+from speculation.draft_distribution import DraftDistribution
 from speculation.messages import (
     CloseSession,
     Commit,
     DraftCommand,
     DraftEvent,
     FinishReason,
+    Method,
     ModelInfo,
     OpenDraft,
     OpenTarget,
@@ -43,14 +45,34 @@ DraftFrame: TypeAlias = Sequence[tuple[SessionId, DraftEvent]]
 # -- parts that both workers share --------------------------------------------------------------------------------
 
 
+_METHOD_TO_PROTO: Mapping[Method, common_pb2.Method.ValueType] = {
+    Method.COUPLED: common_pb2.COUPLED,
+    Method.REJECTION: common_pb2.REJECTION,
+    Method.BLOCK: common_pb2.BLOCK,
+}
+_METHOD_FROM_PROTO: Mapping[int, Method] = {value: key for key, value in _METHOD_TO_PROTO.items()}
+
+
 def sampling_to_proto(sampling: Sampling) -> common_pb2.Sampling:
     return common_pb2.Sampling(
-        temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, seed=sampling.seed
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        method=_METHOD_TO_PROTO[sampling.method],
+        draft_top_n=sampling.draft_top_n,
     )
 
 
 def sampling_from_proto(message: common_pb2.Sampling) -> Sampling:
-    return Sampling(message.temperature, message.top_k, message.top_p, message.seed)
+    return Sampling(
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        seed=message.seed,
+        method=_METHOD_FROM_PROTO.get(message.method, Method.UNKNOWN),
+        draft_top_n=message.draft_top_n,
+    )
 
 
 def model_info_to_proto(info: ModelInfo) -> common_pb2.ModelInfo:
@@ -88,6 +110,10 @@ def _proposal_to_proto(proposal: Proposal) -> common_pb2.Proposal:
         token_ids=proposal.token_ids,
         confidences=proposal.confidences,
         is_branch=proposal.is_branch,
+        distributions=[
+            common_pb2.DraftDistribution(token_ids=distribution.token_ids, weights=distribution.weights)
+            for distribution in proposal.distributions
+        ],
     )
 
 
@@ -98,6 +124,10 @@ def _proposal_from_proto(message: common_pb2.Proposal) -> Proposal:
         tuple(message.token_ids),
         tuple(message.confidences),
         message.is_branch,
+        tuple(
+            DraftDistribution(tuple(distribution.token_ids), tuple(distribution.weights))
+            for distribution in message.distributions
+        ),
     )
 
 

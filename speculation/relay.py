@@ -100,6 +100,8 @@ class SessionStats:
     num_target_losses: int = 0
     num_misses: int = 0
     num_caught: int = 0
+    q_bytes_received: int = 0
+    q_bytes_relayed: int = 0
 
     def count(self, verdict: Verdict, k: int) -> None:
         """Adds one step that had ``k`` as its cap."""
@@ -181,7 +183,7 @@ class RelaySession:
         self._max_lookahead = max_lookahead
         self._draft_max_length = min(draft_max_length, max_length) if draft_max_length else max_length
         self._turns = turns
-        self._max_branches = 0 if turns else max_branches
+        self._max_branches = 0 if turns or sampling.by_ratio else max_branches
         self._drafter = _Drafter.ABSENT
         self._target_open = False
         self._over = False
@@ -266,9 +268,12 @@ class RelaySession:
     def _on_proposal(self, proposal: Proposal) -> list[Action]:
         """Stale ones go too: the target counts how many of their tokens were right."""
         self.stats.num_proposed += len(proposal.token_ids)
+        q_bytes = sum(distribution.num_bytes for distribution in proposal.distributions)
+        self.stats.q_bytes_received += q_bytes
         if not self._target_open or self._k == 0:
             self.stats.num_dropped += len(proposal.token_ids)
             return []
+        self.stats.q_bytes_relayed += q_bytes
         return [ToTarget(proposal)]
 
     # -- ending -------------------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, draw
-from speculation.messages import SessionError, SessionErrorCode, TokenId
+from speculation.messages import Sampling, SessionError, SessionErrorCode, TokenId
+from target_worker.ratio_verification import Judged, verify_by_ratio
 from target_worker.sessions import SessionKey, TargetEntry
 
 
@@ -41,7 +43,7 @@ class VerifyForward:
                 continue
             for entry in entries:
                 entry.session.num_cached += len(entry.token_ids)
-            return entries, self._draw(logits, entries)
+            return entries, self._decide(logits, entries)
         return [], []
 
     def _shrink(self, entries: list[TargetEntry], error: OutOfKVBlocks) -> list[TargetEntry]:
@@ -57,12 +59,23 @@ class VerifyForward:
         self._fail(youngest.session.key, SessionError(SessionErrorCode.OUT_OF_MEMORY, str(error)))
         return []
 
+    def _decide(self, logits: Tensor, entries: Sequence[TargetEntry]) -> list[list[TokenId]]:
+        """The target's tokens of each entry, by its session's method."""
+        judged = {index: one for index, entry in enumerate(entries) if (one := _judged(entry)) is not None}
+        if not judged:
+            return self._draw(logits, entries)
+        parts = torch.split_with_sizes(logits, [entry.num_logits for entry in entries])
+        others = [index for index in range(len(entries)) if index not in judged]
+        drawn = self._draw(torch.cat([logits[:0], *(parts[i] for i in others)]), [entries[i] for i in others])
+        kept = verify_by_ratio(torch.cat([parts[index] for index in judged]), list(judged.values()), self._vocab_size)
+        tokens = dict(zip([*others, *judged], [*drawn, *kept], strict=True))
+        return [tokens[index] for index in range(len(entries))]
+
     def _draw(self, logits: Tensor, entries: Sequence[TargetEntry]) -> list[list[TokenId]]:
         rows: list[SamplingRow] = []
         positions: list[int] = []
         for entry in entries:
-            sampling = entry.session.verifier.sampling
-            row = SamplingRow(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
+            row = _settings(entry.session.verifier.sampling)
             start = len(entry.session.verifier.token_ids)
             rows.extend([row] * entry.num_logits)
             positions.extend(range(start, start + entry.num_logits))
@@ -72,3 +85,19 @@ class VerifyForward:
             draws.append(token_ids[start : start + entry.num_logits])
             start += entry.num_logits
         return draws
+
+
+def _judged(entry: TargetEntry) -> Judged | None:
+    """None where the tokens are drawn: the session is coupled, or has nothing staged, or no row to judge by."""
+    verifier = entry.session.verifier
+    if not verifier.sampling.by_ratio or not entry.is_complete:
+        return None
+    staged = verifier.staged_behind(entry.drafted)
+    if not staged:
+        return None
+    sampling = verifier.sampling
+    return Judged(sampling.method, _settings(sampling), len(verifier.token_ids), len(entry.drafted), staged)
+
+
+def _settings(sampling: Sampling) -> SamplingRow:
+    return SamplingRow(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
