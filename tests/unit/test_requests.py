@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, SpeculationOptions, validate
 from coordinator.vocabulary import load_served_model
 from rpc.errors import InvalidRequest, ModelNotFound
-from speculation.messages import Sampling
+from speculation.messages import Method, Sampling
 from tests.doubles.scripted_workers import toy_model_info, toy_tokenizer_json
 
 TOKENIZER = toy_tokenizer_json()
@@ -64,6 +64,25 @@ def test_everything_said() -> None:
     )
 
     assert job == Job("mine", (4, 5), Sampling(0.8, 3, 0.9, 2**64 - 1), 12, (7, 9), "fixed", 2, 7)
+
+
+@pytest.mark.parametrize("method", ["rejection", "block"])
+def test_a_method_comes_with_a_length_of_q(method: str) -> None:
+    def sampling(options: SpeculationOptions) -> Sampling:
+        return job_of(GenerateRequest(prompt="abc", temperature=1.0, seed=5, speculation=options)).sampling
+
+    assert sampling(SpeculationOptions(method=method)) == Sampling(1.0, 0, 1.0, 5, Method(method), 64)
+    assert sampling(SpeculationOptions(method=method, draft_top_n=3)).draft_top_n == 3
+    assert sampling(SpeculationOptions(method="coupled", draft_top_n=3)) == Sampling(1.0, 0, 1.0, 5)
+
+
+def test_a_method_that_there_is_not() -> None:
+    options = SpeculationOptions(method="typical", draft_top_n=0)
+    found = violations_of(GenerateRequest(prompt="a", speculation=options))
+    assert "coupled, rejection, block" in found["speculation.method"]
+    assert "[1, 256]" in found["speculation.draft_top_n"]
+    found = violations_of(GenerateRequest(prompt="a", speculation=SpeculationOptions(draft_top_n=2**40)))
+    assert set(found) == {"speculation.draft_top_n"}
 
 
 def test_without_a_seed_one_is_drawn_each_time() -> None:
