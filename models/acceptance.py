@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path(__file__).parent, help="folder with target/ and draft/")
     parser.add_argument("--num-prompts", type=int, default=64)
     parser.add_argument("--num-prompt-tokens", type=int, default=96, help="the last so many of each prompt")
-    parser.add_argument("--num-tokens", type=int, default=48, help="places behind each prompt")
+    parser.add_argument("--num-tokens", type=int, default=32, help="places behind each prompt")
     parser.add_argument("--k", type=int, default=4)
     parser.add_argument("--top-n", type=int, default=64, choices=TOP_NS)
     parser.add_argument("--json", type=Path)
