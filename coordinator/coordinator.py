@@ -14,9 +14,10 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from coordinator.answer import Answer, merged
 from coordinator.clients import DraftClient, TargetClient
 from coordinator.detokenizer import Detokenizer, detokenizers
-from coordinator.events import FinishedEvent, GenerateEvent, StartedEvent, Timing, TokenPiece, TokensEvent
+from coordinator.events import GenerateEvent, StartedEvent
 from coordinator.links import LinkEvents, WorkerLink
 from coordinator.placement import Placement
 from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, validate
@@ -30,7 +31,7 @@ from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.adaptive_k import FixedK, KPolicy, Load, make_policy
 from speculation.cost import StepCostModel
 from speculation.messages import ModelInfo, SessionId, TargetFrame
-from speculation.relay import Emit, RelaySession
+from speculation.relay import NO_SESSION, RelaySession
 
 LONG_PROMPT_CHARS = 20_000
 """From here on tokenizing takes milliseconds, and moves to a thread."""
@@ -146,6 +147,11 @@ class Coordinator:
         """Requests without a place at a target."""
         return self._placement.num_waiting
 
+    @property
+    def num_sessions(self) -> int:
+        """Answers under way or waiting for a place."""
+        return len(self._sessions)
+
     def problems(self) -> Mapping[str, str]:
         """Why a worker is not in use, by its address; workers that are, or were never tried, are not in it."""
         return {link.name: link.problem.message for link in self._links if link.problem is not None}
@@ -158,7 +164,7 @@ class Coordinator:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
-        """One request: started, tokens (many times), finished.
+        """One request: started, tokens (many times), finished; of each choice, if there are several.
 
         Closing the generator, or cancelling whoever awaits it, stops the work on every worker within one step; use
         ``contextlib.aclosing``. Raises `InvalidRequest`, `ModelNotFound`, `Overloaded`, `Unavailable`,
@@ -166,20 +172,26 @@ class Coordinator:
         """
         arrived_s = time.monotonic()
         job = await self._validate(request)
-        session = self._new_session(job, arrived_s)
+        changed = asyncio.Event()
+        sessions = self._new_sessions(job, arrived_s, changed)
         try:
-            self._placement.admit(session)
-            await session.wait_placed()
-            yield StartedEvent(job.request_id, self._served().info.name, len(job.prompt_token_ids), job.sampling.seed)
-            detokenizer = self._detokenizer()
-            while emitted := await session.read():
-                for emit in emitted:
-                    yield _tokens_event(emit, detokenizer)
-            if rest := detokenizer.flush():
-                yield TokensEvent(rest, (), 0, session.stats.last_k)
-            yield _finished_event(session)
+            for session in sessions:
+                self._placement.admit(session)
+            yield await self._started(job, sessions[0])
+            answers = [Answer(session, choice, self._detokenizer()) for choice, session in enumerate(sessions)]
+            async for event in merged(answers, changed):
+                yield event
         finally:
-            session.cancel()
+            for session in sessions:
+                session.cancel()
+
+    async def _started(self, job: Job, session: Session) -> StartedEvent:
+        """When the request is admitted; one that asks for the prompt's logprobs is told when they are there."""
+        await session.wait_placed()
+        if job.prompt_logprobs is not None:
+            await session.wait_first_token()
+        model, num_prompt_tokens = self._served().info.name, len(job.prompt_token_ids)
+        return StartedEvent(job.request_id, model, num_prompt_tokens, job.sampling.seed, session.prompt_logprobs)
 
     async def _validate(self, request: GenerateRequest) -> Job:
         if self._is_closed:
@@ -189,11 +201,22 @@ class Coordinator:
             return await asyncio.to_thread(validate, request, self._served(), defaults)
         return validate(request, self._served(), defaults)
 
-    def _new_session(self, job: Job, arrived_s: float) -> Session:
-        session_id = SessionId(next(self._session_ids))
-        session = Session(session_id, job, arrived_s, self._settings.max_buffered_events, self._on_session_over)
-        self._sessions.add(session)
-        return session
+    def _new_sessions(self, job: Job, arrived_s: float, changed: asyncio.Event) -> list[Session]:
+        """One for each choice; the first is the parent of the others."""
+        sessions: list[Session] = []
+        for choice in range(job.n):
+            session = Session(
+                SessionId(next(self._session_ids)),
+                job.of_choice(choice),
+                arrived_s,
+                self._settings.max_buffered_events,
+                self._on_session_over,
+                changed,
+                sessions[0] if sessions else None,
+            )
+            sessions.append(session)
+        self._sessions.update(sessions)
+        return sessions
 
     def _on_session_over(self, session: Session) -> None:
         self._sessions.discard(session)
@@ -212,6 +235,9 @@ class Coordinator:
             draft_max_length=min(contexts, default=0),  # any of them may be given to the session later
             turns=job.turns,
             max_branches=self._settings.max_branches,
+            logprobs=job.logprobs,
+            prompt_logprobs=job.prompt_logprobs,
+            fork_of=NO_SESSION if session.parent is None or session.parent.target is not target else session.parent.id,
         )
 
     def _make_policy(self, job: Job, target: TargetLink, draft: DraftLink | None) -> KPolicy | None:
@@ -300,27 +326,3 @@ def _new_profile() -> AcceptanceProfile:
 def _fail(session: Session, error: Exception) -> None:
     _log.exception("session %d failed", session.id)
     session.fail(OutriderError(f"the coordinator failed at this request: {error!r}; its log says where"))
-
-
-def _tokens_event(emit: Emit, detokenizer: Detokenizer) -> TokensEvent:
-    pieces = tuple(
-        TokenPiece(token_id, detokenizer.push(token_id), index < emit.num_accepted)
-        for index, token_id in enumerate(emit.token_ids)
-    )
-    return TokensEvent("".join([piece.text for piece in pieces]), pieces, emit.num_drafted, emit.k)
-
-
-def _finished_event(session: Session) -> FinishedEvent:
-    assert session.finish_reason is not None
-    return FinishedEvent(
-        finish_reason=session.finish_reason,
-        num_prompt_tokens=len(session.job.prompt_token_ids),
-        num_completion_tokens=session.stats.num_committed,
-        stats=session.stats,
-        policy=session.job.policy or "off",
-        timing=Timing(
-            queue_s=session.placed_s - session.arrived_s,
-            first_token_s=session.first_token_s - session.arrived_s,
-            total_s=session.over_s - session.arrived_s,
-        ),
-    )

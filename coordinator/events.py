@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from speculation.messages import FinishReason, TokenId
+from speculation.messages import FinishReason, TokenId, TokenLogprobs
 from speculation.relay import SessionStats
 
 
@@ -17,6 +17,8 @@ class StartedEvent:
     model: str
     num_prompt_tokens: int
     seed: int
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """If asked for: of the prompt's tokens from the second on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class TokenPiece:
     token_id: TokenId
     text: str
     drafted: bool
+    logprobs: TokenLogprobs | None = None
+    """If asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class TokensEvent:
     tokens: tuple[TokenPiece, ...]
     num_drafted: int
     k: int
+    choice: int = 0
+    """Which of the request's ``n`` answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class FinishedEvent:
-    """The request is done; the last event."""
+    """A choice is done; the request is when all its choices are."""
 
     finish_reason: FinishReason
     num_prompt_tokens: int
@@ -58,6 +64,9 @@ class FinishedEvent:
     policy: str
     """Which policy chose K; "off" for plain decoding."""
     timing: Timing
+    choice: int = 0
+    stop_reason: str | TokenId | None = None
+    """The stop string, or the one of the request's own stop tokens, that ended it."""
 
 
 GenerateEvent: TypeAlias = StartedEvent | TokensEvent | FinishedEvent

@@ -115,7 +115,7 @@ class Placement:
     # -- matching ---------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        while (queue := self._displaced or self._waiting) and (target := self._best_target()) is not None:
+        while (queue := self._displaced or self._waiting) and (target := self._target_for(queue[0])) is not None:
             self._place(queue.popleft(), target)
 
     def _place(self, session: Session, target: TargetLink) -> None:
@@ -132,8 +132,16 @@ class Placement:
         if draft is not None and session.wants_draft:
             session.attach_draft(draft)
 
+    def _target_for(self, session: Session) -> TargetLink | None:
+        """The one that has computed the prompt already, if it has room."""
+        target = None if session.parent is None else session.parent.target
+        return target if target is not None and self._has_room(target) else self._best_target()
+
+    def _has_room(self, link: TargetLink) -> bool:
+        return link.is_up and len(link.sessions) < self._settings.max_sessions
+
     def _best_target(self) -> TargetLink | None:
-        room = [link for link in self._targets if link.is_up and len(link.sessions) < self._settings.max_sessions]
+        room = [link for link in self._targets if self._has_room(link)]
         return min(room, key=lambda link: len(link.sessions), default=None)
 
     def _best_draft(self) -> DraftLink | None:

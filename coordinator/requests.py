@@ -9,20 +9,20 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from coordinator.sampling_checks import answer_violations, logit_violations, shown, token_violations
 from coordinator.vocabulary import ServedModel
 from rpc.errors import FieldViolation, InvalidRequest, ModelNotFound
 from speculation.adaptive_k import POLICY_NAMES
 from speculation.draft_distribution import MAX_DRAFT_TOP_N
-from speculation.messages import Method, ModelInfo, Sampling, TokenId
+from speculation.fingerprint import Fingerprint, extend
+from speculation.messages import LogprobOptions, Method, ModelInfo, Sampling, TokenId
 from speculation.relay import lookahead_for
 
 MAX_STOP_TOKENS = 64
 MAX_K = 64
 MAX_LOOKAHEAD = 256
-MAX_NAMED_TOKENS = 3
-MAX_SHOWN_CHARS = 60
 
 METHOD_NAMES = tuple(method.value for method in Method if method is not Method.UNKNOWN)
 
@@ -60,6 +60,19 @@ class GenerateRequest:
     speculation: SpeculationOptions = SpeculationOptions()
     request_id: str = ""
     """Empty: one is made up."""
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Sequence[tuple[TokenId, float]] = ()
+    bad_words: Sequence[str] = ()
+    min_tokens: int | None = None
+    n: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logprobs_mode: str = ""
+    stop: Sequence[str] = ()
+    include_stop_str_in_output: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +82,19 @@ class SpeculationDefaults:
     policy: str
     max_k: int
     max_lookahead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """What the coordinator, which has the text, does about the end of an answer."""
+
+    strings: tuple[str, ...] = ()
+    token_ids: tuple[TokenId, ...] = ()
+    """Those of the request's own: told as the reason, unlike the model's end-of-text tokens."""
+    keeps_stop: bool = False
+    """The stop string, or the stop token's text, stays in the answer."""
+    min_tokens: int = 0
+    """A stop string counts if a later token than these completes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +112,20 @@ class Job:
     k: int
     max_lookahead: int
     turns: bool = False
+    n: int = 1
+    logprobs: LogprobOptions | None = None
+    prompt_logprobs: int | None = None
+    stop: Stopping = Stopping()
+
+    def of_choice(self, choice: int) -> Job:
+        """The same for one of the ``n`` choices: with a seed of its own, and the prompt's logprobs with the first.
+
+        Choice 0 has the request's seed, so it says what a request for one answer says.
+        """
+        if choice == 0:
+            return self
+        seed = extend(Fingerprint(self.sampling.seed), choice)
+        return replace(self, sampling=replace(self.sampling, seed=seed), prompt_logprobs=None)
 
 
 def validate(request: GenerateRequest, model: ServedModel, defaults: SpeculationDefaults) -> Job:
@@ -95,22 +135,18 @@ def validate(request: GenerateRequest, model: ServedModel, defaults: Speculation
     """
     info = model.info
     if request.model not in ("", info.name):
-        raise ModelNotFound(f"model {_shown(request.model)} is not served here; use {info.name!r} or leave it empty")
+        raise ModelNotFound(f"model {shown(request.model)} is not served here; use {info.name!r} or leave it empty")
     try:
         prompt = _prompt_token_ids(request.prompt, model)
     except UnicodeEncodeError as error:
         raise InvalidRequest(FieldViolation("prompt", f"is not valid Unicode: {error.reason}")) from error
     violations = [*_prompt_violations(prompt, info), *_length_violations(request.max_tokens, len(prompt), info)]
     violations += [*_sampling_violations(request), *_stop_violations(request.stop_token_ids, info)]
+    violations += [*logit_violations(request, info), *answer_violations(request, info.max_context - len(prompt))]
     violations += _speculation_violations(request.speculation)
     if violations:
         raise InvalidRequest(*violations)
-    return _resolve(request, prompt, info, defaults)
-
-
-def _shown(value: str) -> str:
-    """A client's own words for an error message, which has to fit into gRPC's metadata."""
-    return repr(value if len(value) <= MAX_SHOWN_CHARS else f"{value[:MAX_SHOWN_CHARS]}...")
+    return _resolve(request, prompt, model, defaults)
 
 
 def _prompt_token_ids(prompt: str | Sequence[TokenId], model: ServedModel) -> tuple[TokenId, ...]:
@@ -134,14 +170,7 @@ def _prompt_violations(prompt: Sequence[TokenId], info: ModelInfo) -> Iterator[F
         problem = f"has {len(prompt)} tokens; at most {info.max_context - 1} leave room for an answer"
         yield FieldViolation("prompt", f"{problem} in the context of {info.max_context}")
     else:
-        yield from _token_violations("prompt", prompt, info)
-
-
-def _token_violations(field: str, token_ids: Sequence[TokenId], info: ModelInfo) -> Iterator[FieldViolation]:
-    outside = [id_ for id_ in token_ids if not 0 <= id_ < info.tokenizer_size]
-    if outside:
-        named = ", ".join(map(str, outside[:MAX_NAMED_TOKENS])) + (" ..." if len(outside) > MAX_NAMED_TOKENS else "")
-        yield FieldViolation(field, f"token id {named} is outside the vocabulary [0, {info.tokenizer_size})")
+        yield from token_violations("prompt", prompt, info)
 
 
 def _length_violations(max_tokens: int | None, num_prompt: int, info: ModelInfo) -> Iterator[FieldViolation]:
@@ -170,28 +199,29 @@ def _stop_violations(stop_token_ids: Sequence[TokenId], info: ModelInfo) -> Iter
     if len(stop_token_ids) > MAX_STOP_TOKENS:
         yield FieldViolation("stop_token_ids", f"has {len(stop_token_ids)} tokens; at most {MAX_STOP_TOKENS}")
     else:
-        yield from _token_violations("stop_token_ids", stop_token_ids, info)
+        yield from token_violations("stop_token_ids", stop_token_ids, info)
 
 
 def _speculation_violations(options: SpeculationOptions) -> Iterator[FieldViolation]:
     if options.policy and options.policy not in POLICY_NAMES:
         known = ", ".join(POLICY_NAMES)
-        yield FieldViolation("speculation.policy", f"is {_shown(options.policy)}; must be one of {known}, or empty")
+        yield FieldViolation("speculation.policy", f"is {shown(options.policy)}; must be one of {known}, or empty")
     if options.k is not None and not 0 <= options.k <= MAX_K:
         yield FieldViolation("speculation.k", f"is {options.k}; must be in [0, {MAX_K}]")
     if options.lookahead is not None and not 0 <= options.lookahead <= MAX_LOOKAHEAD:
         yield FieldViolation("speculation.lookahead", f"is {options.lookahead}; must be in [0, {MAX_LOOKAHEAD}]")
     if options.method and options.method not in METHOD_NAMES:
         known = ", ".join(METHOD_NAMES)
-        yield FieldViolation("speculation.method", f"is {_shown(options.method)}; must be one of {known}, or empty")
+        yield FieldViolation("speculation.method", f"is {shown(options.method)}; must be one of {known}, or empty")
     if options.draft_top_n is not None and not 1 <= options.draft_top_n <= MAX_DRAFT_TOP_N:
         problem = f"is {options.draft_top_n}; must be in [1, {MAX_DRAFT_TOP_N}]"
         yield FieldViolation("speculation.draft_top_n", problem)
 
 
 def _resolve(
-    request: GenerateRequest, prompt: tuple[TokenId, ...], info: ModelInfo, defaults: SpeculationDefaults
+    request: GenerateRequest, prompt: tuple[TokenId, ...], model: ServedModel, defaults: SpeculationDefaults
 ) -> Job:
+    info = model.info
     options = request.speculation
     k = defaults.max_k if options.k is None else options.k
     lookahead = options.lookahead
@@ -203,24 +233,63 @@ def _resolve(
     return Job(
         request_id=request.request_id or f"gen-{secrets.token_hex(8)}",
         prompt_token_ids=prompt,
-        sampling=_sampling(request, info),
+        sampling=_sampling(request, len(prompt), model),
         max_length=len(prompt) + (num_left if request.max_tokens is None else request.max_tokens),
         stop_token_ids=tuple(sorted(stop)),
         policy=(options.policy or defaults.policy) if speculates else None,
         k=k,
         max_lookahead=lookahead,
         turns=options.turns,
+        n=request.n or 1,
+        logprobs=_logprobs(request),
+        prompt_logprobs=request.prompt_logprobs,
+        stop=Stopping(
+            strings=tuple(request.stop),
+            token_ids=tuple(sorted(stop - (set() if request.ignore_eos else set(info.eos_token_ids)))),
+            keeps_stop=request.include_stop_str_in_output,
+            min_tokens=request.min_tokens or 0,
+        ),
     )
 
 
-def _sampling(request: GenerateRequest, info: ModelInfo) -> Sampling:
-    options = request.speculation
+def _logprobs(request: GenerateRequest) -> LogprobOptions | None:
+    if request.logprobs is None:
+        return None
+    return LogprobOptions(request.logprobs, request.logprobs_mode == "processed")
+
+
+def _sampling(request: GenerateRequest, num_prompt: int, model: ServedModel) -> Sampling:
+    repetition, options = request.repetition_penalty, request.speculation
     method = Method(options.method) if options.method else Method.COUPLED
     return Sampling(
         temperature=request.temperature or 0.0,
-        top_k=min(request.top_k or 0, info.vocab_size),  # more is the same as all, and must fit 32 bits
+        top_k=min(request.top_k or 0, model.info.vocab_size),  # more is the same as all, and must fit 32 bits
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=secrets.randbits(53) if request.seed is None else request.seed,
+        min_p=request.min_p or 0.0,
+        repetition_penalty=1.0 if repetition is None else repetition,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=tuple(request.logit_bias),
+        bad_words=_bad_word_tokens(request.bad_words, model),
+        min_length=num_prompt + request.min_tokens if request.min_tokens else 0,
+        prompt_length=num_prompt,
         method=method,
         draft_top_n=0 if method is Method.COUPLED else options.draft_top_n or DEFAULT_DRAFT_TOP_N,
     )
+
+
+def _bad_word_tokens(words: Sequence[str], model: ServedModel) -> tuple[tuple[TokenId, ...], ...]:
+    """The tokens of each word, at the beginning of a text and after a space, as vLLM has them."""
+    found: dict[tuple[TokenId, ...], None] = {}
+    for word in words:
+        plain, spaced = (
+            tuple(model.tokenizer.encode(before + (word.lstrip() or word), add_special_tokens=False).ids)
+            for before in ("", " ")
+        )
+        if plain:
+            found[plain] = None
+        # A space that became a token of its own would forbid that, and not the word.
+        if spaced and len(spaced) == len(plain) and spaced[0] != plain[0]:
+            found[spaced] = None
+    return tuple(found)

@@ -27,6 +27,7 @@ from speculation.messages import (
     TargetCommand,
     TargetEvent,
     TargetFrame,
+    TokenLogprobs,
 )
 from speculation.relay import Action, Emit, Fail, Finish, RelaySession, SessionStats, ToDraft, ToTarget
 
@@ -38,11 +39,23 @@ class Session:
     """A job, its relay once it is placed, and its unread output."""
 
     def __init__(
-        self, session_id: SessionId, job: Job, arrived_s: float, max_unread: int, on_over: Callable[[Session], None]
+        self,
+        session_id: SessionId,
+        job: Job,
+        arrived_s: float,
+        max_unread: int,
+        on_over: Callable[[Session], None],
+        changed: asyncio.Event,
+        parent: Session | None = None,
     ) -> None:
-        """``on_over`` is called once, when the session holds no worker any more. Times are ``time.monotonic()``."""
+        """``on_over`` is called once, when the session holds no worker any more. Times are ``time.monotonic()``.
+
+        ``changed`` is set when there is something to read; choices of one request share it. ``parent`` is the first
+        of them, whose prompt the others share.
+        """
         self.id = session_id
         self.job = job
+        self.parent = parent
         self.target: TargetLink | None = None
         self.draft: DraftLink | None = None
         self.give_up: asyncio.TimerHandle | None = None
@@ -52,13 +65,14 @@ class Session:
         self.first_token_s = 0.0
         self.over_s = 0.0
         self.finish_reason: FinishReason | None = None
+        self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         self._on_over = on_over
         self._relay: RelaySession | None = None
         self._is_over = False
         self._error: OutriderError | None = None
         self._unread: deque[Emit] = deque()
         self._max_unread = max_unread
-        self._changed = asyncio.Event()
+        self._changed = changed
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -133,6 +147,7 @@ class Session:
                     self.draft.send(self.id, action.command)
             elif isinstance(action, Emit):
                 self._unread.append(action)
+                self.prompt_logprobs = self.prompt_logprobs or action.prompt_logprobs
                 self._changed.set()
                 self.first_token_s = self.first_token_s or time.monotonic()
             elif isinstance(action, Finish):
@@ -184,11 +199,19 @@ class Session:
         if self._relay is None and self._error is not None:
             raise self._error
 
-    async def read(self) -> list[Emit]:
-        """What was emitted since; waits if nothing was. Empty at the end. Raises the error the session failed with."""
+    async def wait_first_token(self) -> None:
+        """Returns when something was emitted, or nothing will be."""
         while not self._unread and not self._is_over:
             self._changed.clear()
             await self._changed.wait()
+
+    @property
+    def is_read(self) -> bool:
+        """The session has ended well, and all that it emitted has been taken."""
+        return self._is_over and not self._unread and self._error is None
+
+    def take(self) -> list[Emit]:
+        """What was emitted since, perhaps nothing. Raises the error the session failed with, when all else is taken."""
         if not self._unread and self._error is not None:
             raise self._error
         emitted = list(self._unread)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from coordinator.coordinator import Deployment
-from coordinator.events import FinishedEvent, GenerateEvent, StartedEvent, TokensEvent
+from coordinator.events import FinishedEvent, GenerateEvent, StartedEvent, TokenPiece, TokensEvent
 from coordinator.requests import GenerateRequest, SpeculationOptions
 from coordinator.traffic import Traffic
 from protos import generation_pb2
+from rpc.codec import logprobs_to_proto
 from rpc.errors import InvalidRequest, OutriderError
+from speculation.messages import TokenId
 
 
 def request_from_proto(message: generation_pb2.GenerateRequest) -> GenerateRequest:
@@ -23,6 +25,19 @@ def request_from_proto(message: generation_pb2.GenerateRequest) -> GenerateReque
         stop_token_ids=tuple(message.stop_token_ids),
         ignore_eos=message.ignore_eos,
         speculation=_options_from_proto(message.speculation),
+        min_p=message.min_p if message.HasField("min_p") else None,
+        repetition_penalty=message.repetition_penalty if message.HasField("repetition_penalty") else None,
+        presence_penalty=message.presence_penalty if message.HasField("presence_penalty") else None,
+        frequency_penalty=message.frequency_penalty if message.HasField("frequency_penalty") else None,
+        logit_bias=tuple((item.token_id, item.bias) for item in message.logit_bias),
+        bad_words=tuple(message.bad_words),
+        min_tokens=message.min_tokens if message.HasField("min_tokens") else None,
+        n=message.n if message.HasField("n") else None,
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+        logprobs_mode=message.logprobs_mode,
+        stop=tuple(message.stop),
+        include_stop_str_in_output=message.include_stop_str_in_output,
     )
 
 
@@ -41,21 +56,21 @@ def _options_from_proto(message: generation_pb2.SpeculationOptions) -> Speculati
 def event_to_proto(event: GenerateEvent) -> generation_pb2.GenerateEvent:
     match event:
         case TokensEvent():
-            return generation_pb2.GenerateEvent(tokens=_tokens_to_proto(event))
+            return generation_pb2.GenerateEvent(tokens=_tokens_to_proto(event), choice=event.choice)
         case StartedEvent():
             return generation_pb2.GenerateEvent(started=_started_to_proto(event))
         case FinishedEvent():
-            return generation_pb2.GenerateEvent(finished=_finished_to_proto(event))
+            return generation_pb2.GenerateEvent(finished=_finished_to_proto(event), choice=event.choice)
 
 
 def tagged_event_to_proto(tag: str, event: GenerateEvent) -> generation_pb2.GenerateManyEvent:
     match event:
         case TokensEvent():
-            return generation_pb2.GenerateManyEvent(tag=tag, tokens=_tokens_to_proto(event))
+            return generation_pb2.GenerateManyEvent(tag=tag, tokens=_tokens_to_proto(event), choice=event.choice)
         case StartedEvent():
             return generation_pb2.GenerateManyEvent(tag=tag, started=_started_to_proto(event))
         case FinishedEvent():
-            return generation_pb2.GenerateManyEvent(tag=tag, finished=_finished_to_proto(event))
+            return generation_pb2.GenerateManyEvent(tag=tag, finished=_finished_to_proto(event), choice=event.choice)
 
 
 def failed_to_proto(tag: str, error: OutriderError) -> generation_pb2.GenerateManyEvent:
@@ -66,13 +81,27 @@ def failed_to_proto(tag: str, error: OutriderError) -> generation_pb2.GenerateMa
 
 def _started_to_proto(event: StartedEvent) -> generation_pb2.Started:
     return generation_pb2.Started(
-        request_id=event.request_id, model=event.model, prompt_tokens=event.num_prompt_tokens, seed=event.seed
+        request_id=event.request_id,
+        model=event.model,
+        prompt_tokens=event.num_prompt_tokens,
+        seed=event.seed,
+        prompt_logprobs=[logprobs_to_proto(item) for item in event.prompt_logprobs],
     )
 
 
 def _tokens_to_proto(event: TokensEvent) -> generation_pb2.Tokens:
-    tokens = [generation_pb2.Token(id=piece.token_id, text=piece.text, drafted=piece.drafted) for piece in event.tokens]
+    tokens = [_token_to_proto(piece) for piece in event.tokens]
     return generation_pb2.Tokens(text=event.text, tokens=tokens, num_drafted=event.num_drafted, k=event.k)
+
+
+def _token_to_proto(piece: TokenPiece) -> generation_pb2.Token:
+    token = generation_pb2.Token(id=piece.token_id, text=piece.text, drafted=piece.drafted)
+    if piece.logprobs is not None:
+        token.logprob = piece.logprobs.logprob
+        token.top_logprobs.extend(
+            generation_pb2.TopLogprob(token_id=token_id, logprob=logprob) for token_id, logprob in piece.logprobs.top
+        )
+    return token
 
 
 def _finished_to_proto(event: FinishedEvent) -> generation_pb2.Finished:
@@ -85,7 +114,16 @@ def _finished_to_proto(event: FinishedEvent) -> generation_pb2.Finished:
         timing=generation_pb2.Timing(
             queue_s=event.timing.queue_s, first_token_s=event.timing.first_token_s, total_s=event.timing.total_s
         ),
+        stop_reason=_stop_reason_to_proto(event.stop_reason),
     )
+
+
+def _stop_reason_to_proto(reason: str | TokenId | None) -> generation_pb2.StopReason | None:
+    if reason is None:
+        return None
+    if isinstance(reason, str):
+        return generation_pb2.StopReason(text=reason)
+    return generation_pb2.StopReason(token_id=reason)
 
 
 def _stats_to_proto(event: FinishedEvent) -> generation_pb2.SpeculationStats:

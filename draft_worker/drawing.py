@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from torch import Tensor
 
-from inference import SamplingRow, draw, pick, truncated_weights, warped_scores
+from inference import SamplingRow, SequenceRows, draw, pick, truncated_weights, warped
 from speculation.draft_distribution import WEIGHT_BITS, DraftDistribution
 from speculation.draft_lines import DraftLine
 from speculation.drafter import DrafterSession
 from speculation.guesses import NUM_RUNNERS_UP, Guess, guess_from, guess_of
-from speculation.messages import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +21,13 @@ class LineEnd:
 
     drafter: DrafterSession
     line: DraftLine
+    rows: SequenceRows
+
+    def row(self) -> SamplingRow:
+        """How the token is drawn."""
+        row = self.rows.row(self.drafter.committed, self.drafter.ahead(self.line))
+        takes_best = self.drafter.sampling.by_ratio and not self.drafter.sampling.needs_q
+        return replace(row, temperature=0.0) if takes_best else row
 
     @property
     def position(self) -> int:
@@ -46,7 +52,7 @@ def draw_guesses(logits: Tensor, ends: Sequence[LineEnd], vocab_size: int) -> li
 
 
 def _with_target_noise(logits: Tensor, ends: Sequence[LineEnd], vocab_size: int) -> list[Guess]:
-    rows = [_settings(end.drafter.sampling) for end in ends]
+    rows = [end.row() for end in ends]
     positions = [end.position for end in ends]
     draws = draw(logits, rows, positions, limit=vocab_size, num_runners_up=NUM_RUNNERS_UP)
     return [guess_of(*one) for one in zip(draws.token_ids, draws.runners_up, strict=True)]
@@ -58,7 +64,7 @@ def _from_distribution(logits: Tensor, ends: Sequence[LineEnd], vocab_size: int)
     The noise belongs to everything before the token, and not to its position alone: a chain that was refused is drawn
     again behind another token, and what the target has learned from the first draw must say nothing of the second.
     """
-    scores = warped_scores(logits, [_settings(end.drafter.sampling) for end in ends], vocab_size)
+    scores = warped(logits, [end.row() for end in ends], limit=vocab_size)
     token_ids, weights = truncated_weights(scores, ends[0].drafter.sampling.draft_top_n, WEIGHT_BITS)
     seeds = [end.drafter.sampling.seed ^ end.drafter.fingerprint(end.line) for end in ends]
     columns = pick(weights, seeds, [end.position for end in ends], WEIGHT_BITS).tolist()
@@ -69,8 +75,3 @@ def _guess(token_ids: Sequence[int], weights: Sequence[int], column: int) -> Gue
     kept = [index for index, weight in enumerate(weights) if weight]
     distribution = DraftDistribution(tuple(token_ids[i] for i in kept), tuple(weights[i] for i in kept))
     return guess_from(token_ids[column], distribution)
-
-
-def _settings(sampling: Sampling) -> SamplingRow:
-    temperature = 0.0 if sampling.by_ratio and not sampling.needs_q else sampling.temperature
-    return SamplingRow(temperature, sampling.top_k, sampling.top_p, sampling.seed)

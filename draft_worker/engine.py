@@ -15,7 +15,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from draft_worker.drawing import LineEnd, draw_guesses
-from inference import Chunk, OutOfKVBlocks, Runtime, SequenceId, StepResult
+from inference import Chunk, OutOfKVBlocks, Runtime, SequenceId, SequenceRows, StepResult
 from rpc.codec import DraftFrame
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.draft_lines import DraftLine, LineId
@@ -43,6 +43,7 @@ SessionKey: TypeAlias = tuple[ConnectionId, SessionId]
 class _Session:
     key: SessionKey
     drafter: DrafterSession
+    rows: SequenceRows
     sequences: dict[LineId, SequenceId]
 
     def follow(self, runtime: Runtime) -> None:
@@ -122,7 +123,8 @@ class DraftEngine:
             self._fail(key, error)
             return
         drafter = self._schedule.open(command, self._vocab_size, self._runtime.max_context)
-        self._sessions[key] = _Session(key, drafter, {drafter.main.id: self._runtime.open()})
+        rows = SequenceRows(command.sampling, drafter.prompt_length, command.stop_token_ids, self._vocab_size)
+        self._sessions[key] = _Session(key, drafter, rows, {drafter.main.id: self._runtime.open()})
 
     def _commit(self, session: _Session, command: Commit) -> None:
         try:
@@ -186,7 +188,7 @@ class DraftEngine:
         return others
 
     def _draw(self, logits: Tensor, entries: Sequence[DraftEntry[_Session]]) -> None:
-        ends = [LineEnd(entry.session.drafter, entry.line) for entry in entries]
+        ends = [LineEnd(entry.session.drafter, entry.line, entry.session.rows) for entry in entries]
         for end, guess in zip(ends, draw_guesses(logits, ends, self._vocab_size), strict=True):
             end.drafter.drafted(end.line, guess)
 

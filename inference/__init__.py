@@ -15,12 +15,14 @@ from inference.errors import (
     UnknownSequence,
 )
 from inference.loading import LoadedModel, ModelDescription, load_model, load_tokenizer_json
+from inference.logprobs import RowLogprobs, logprobs
 from inference.model_thread import Engine, ModelThread, ModelThreadStopped, StepResult
 from inference.noise import gumbel, random_bits, uniform
 from inference.paged_runtime import PagedRuntime
-from inference.ratio_rows import accept_uniforms, draw_residual, probabilities_at, warped_scores
+from inference.ratio_rows import accept_uniforms, draw_residual, probabilities_at
 from inference.runtime import Chunk, Runtime, SequenceId
-from inference.sampling import Draws, SamplingRow, draw
+from inference.sampling import Draws, SamplingRow, draw, warped
+from inference.sequence_rows import SamplingParameters, SequenceRows
 from inference.warm_up import warm_up
 
 __all__ = [
@@ -38,9 +40,12 @@ __all__ = [
     "ModelThreadStopped",
     "OutOfKVBlocks",
     "PagedRuntime",
+    "RowLogprobs",
     "Runtime",
+    "SamplingParameters",
     "SamplingRow",
     "SequenceId",
+    "SequenceRows",
     "StepResult",
     "UnknownSequence",
     "accept_uniforms",
@@ -49,11 +54,12 @@ __all__ = [
     "gumbel",
     "load_model",
     "load_tokenizer_json",
+    "logprobs",
     "pick",
     "probabilities_at",
     "random_bits",
     "truncated_weights",
     "uniform",
     "warm_up",
-    "warped_scores",
+    "warped",
 ]

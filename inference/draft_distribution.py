@@ -20,7 +20,7 @@ def truncated_weights(scores: torch.Tensor, top_n: int, num_bits: int) -> tuple[
     """The ``top_n`` most likely tokens of each row, renormalised.
 
     Args:
-        scores: float32 [R, V], -inf where a token may not be drawn; see `inference.ratio_rows`.
+        scores: float32 [R, V], -inf where a token may not be drawn; see `inference.sampling.warped`.
         top_n: at least 1.
         num_bits: the weights of a row add up to 2**num_bits.
 

@@ -1,7 +1,7 @@
 """Probabilities where a rule needs them (`rejection`, `block`): at the drafter's candidates, and in what they leave.
 
-All functions work on *scores*: logits over temperature, -inf where top-k and top-p forbid a token. Rows of different
-settings may be mixed; a row never depends on the others.
+All functions work on *scores*, which are what `inference.sampling.warped` makes of logits: what a request asks for has
+been applied to them, and what may not be drawn is -inf. A row never depends on the others.
 """
 
 from __future__ import annotations
@@ -11,33 +11,9 @@ from collections.abc import Sequence
 import torch
 
 from inference.noise import gumbel, uniform
-from inference.sampling import SamplingRow
-from inference.warping import candidates
 
 ACCEPT_STREAM = 2
 """Of `inference.noise`: what ratios are compared with."""
-
-
-def warped_scores(logits: torch.Tensor, rows: Sequence[SamplingRow], limit: int | None = None) -> torch.Tensor:
-    """Scores, float32 [R, min(V, limit)], of logits [R, V]; none of the rows may be greedy."""
-    logits = logits[:, :limit]
-    scores = torch.empty_like(logits, dtype=torch.float32)
-    alike: dict[tuple[int, float], list[int]] = {}
-    for index, row in enumerate(rows):
-        alike.setdefault((row.top_k, row.top_p), []).append(index)
-    for (top_k, top_p), indices in alike.items():
-        temperatures = torch.tensor(
-            [rows[index].temperature for index in indices], dtype=torch.float32, device=logits.device
-        )
-        found = candidates(logits[indices] / temperatures.unsqueeze(1), top_k, top_p)
-        scores[indices] = _dense(found.scores, found.token_ids, scores.shape[1])
-    return scores
-
-
-def _dense(found: torch.Tensor, token_ids: torch.Tensor | None, vocab_size: int) -> torch.Tensor:
-    if token_ids is None:
-        return found
-    return found.new_full((len(found), vocab_size), float("-inf")).scatter_(1, token_ids, found)
 
 
 def probabilities_at(scores: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

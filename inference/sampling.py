@@ -7,11 +7,12 @@ sequence says the same whatever it is batched with.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
+from inference.adjustment import Adjustment, adjusted
 from inference.noise import gumbel
 from inference.warping import Candidates, candidates
 
@@ -24,7 +25,8 @@ _MAX_NOISE_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
-    """How one row is drawn. The warpers apply in this order, with the meaning they have in transformers."""
+    """How one row is drawn. First comes the adjustment, then temperature, min-p, top-k, top-p: vLLM's order, and
+    transformers' but for min-p, which that has last."""
 
     temperature: float = 1.0
     """0 (anything below 1e-5) takes the most likely token, and the rest does not matter."""
@@ -34,16 +36,26 @@ class SamplingRow:
     """Keep the most likely tokens until their mass reaches top_p, at least one; 1: all."""
     seed: int = 0
     """Taken modulo 2**64."""
+    min_p: float = 0.0
+    """Keep tokens at least min_p times as likely as the most likely one; 0: all."""
+    adjustment: Adjustment | None = None
+    """What is done to the logits before anything else."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be a finite number >= 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature < _GREEDY_BELOW
+
+    def with_adjustment(self, adjustment: Adjustment) -> SamplingRow:
+        """The same row with its logits adjusted."""
+        return replace(self, adjustment=adjustment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +99,8 @@ def draw(
         raise ValueError(f"{len(logits)} rows of logits, {len(rows)} settings and {len(positions)} positions")
     if limit is not None:
         logits = logits[:, :limit]
+    if any(row.adjustment is not None for row in rows):
+        logits = adjusted(logits, [row.adjustment for row in rows])
     if not num_runners_up and all(row.is_greedy for row in rows):
         return Draws(logits.argmax(-1).tolist(), [])
     token_ids: list[int] = [0] * len(rows)
@@ -100,11 +114,29 @@ def draw(
     return Draws(token_ids, runners_up)
 
 
+def warped(logits: torch.Tensor, rows: Sequence[SamplingRow], *, limit: int | None = None) -> torch.Tensor:
+    """The scores that `draw` adds its noise to: float32 [R, V], -inf for what it does not draw.
+
+    Greedy rows are adjusted and nothing else. Arguments as for `draw`.
+    """
+    scores = adjusted(logits, [row.adjustment for row in rows])
+    if limit is not None:
+        scores[:, limit:] = float("-inf")
+    for indices in _groups(rows, scores.shape[1]):
+        group = [rows[index] for index in indices]
+        if not group[0].is_greedy:
+            found = _warped(scores[indices], group)
+            kept = torch.full_like(scores[indices], float("-inf"))
+            columns = found.token_ids_or_all().expand(len(indices), -1)
+            scores[indices] = kept.scatter(1, columns, found.scores)
+    return scores
+
+
 def _groups(rows: Sequence[SamplingRow], vocab_size: int) -> Iterator[list[int]]:
-    """Indices of rows that are drawn alike: all greedy, or with one top-k and top-p."""
-    alike: dict[tuple[bool, int, float], list[int]] = {}
+    """Indices of rows that are drawn alike: all greedy, or with one top-k, top-p and min-p."""
+    alike: dict[tuple[bool, int, float, float], list[int]] = {}
     for index, row in enumerate(rows):
-        key = (True, 0, 1.0) if row.is_greedy else (False, row.top_k, row.top_p)
+        key = (True, 0, 1.0, 0.0) if row.is_greedy else (False, row.top_k, row.top_p, row.min_p)
         alike.setdefault(key, []).append(index)
     num_rows = max(1, _MAX_NOISE_ELEMENTS // vocab_size)
     for indices in alike.values():
@@ -118,8 +150,7 @@ def _draw_group(
     if rows[0].is_greedy:
         found, scores = Candidates(logits, None), logits
     else:
-        temperatures = torch.tensor([row.temperature for row in rows], dtype=torch.float32, device=logits.device)
-        found = candidates(logits / temperatures.unsqueeze(1), rows[0].top_k, rows[0].top_p)
+        found = _warped(logits, rows)
         noise = gumbel([row.seed for row in rows], positions, found.token_ids_or_all())
         scores = noise.add_(found.scores)
     token_ids = [ids[0] for ids in found.token_ids_at(scores.argmax(-1, keepdim=True))]
@@ -131,6 +162,12 @@ def _draw_group(
         (token_id, _runners_up(token_id, best_ids, best_scores)[:num_runners_up])
         for token_id, best_ids, best_scores in zip(token_ids, found.token_ids_at(columns), best.tolist(), strict=True)
     )
+
+
+def _warped(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Candidates:
+    """What rows of one group, none of them greedy, may draw, and the scores that the noise is added to."""
+    temperatures = torch.tensor([row.temperature for row in rows], dtype=torch.float32, device=logits.device)
+    return candidates(logits / temperatures.unsqueeze(1), rows[0].top_k, rows[0].top_p, rows[0].min_p)
 
 
 def _runners_up(token_id: int, best_ids: Sequence[int], best_scores: Sequence[float]) -> list[RunnerUp]:

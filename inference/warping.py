@@ -1,12 +1,13 @@
-"""Top-k and top-p: which tokens a row may still draw.
+"""Min-p, top-k and top-p: which tokens a row may still draw.
 
-Both keep every token whose score reaches a threshold that depends on the row's scores alone. So equal scores, common
+All keep every token whose score reaches a threshold that depends on the row's scores alone. So equal scores, common
 where a model computes in bfloat16, are kept or dropped together, and a row never depends on its batch. (Transformers
 keeps ties at the top-k boundary too; at the top-p boundary it keeps some of them, by the order of its sort.)
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,9 +38,14 @@ class Candidates:
         return token_ids
 
 
-def candidates(scores: torch.Tensor, top_k: int, top_p: float) -> Candidates:
-    """Apply top-k (off at <= 0), then top-p (off at 1) to temperature-scaled scores, float32 [R, V]."""
+def candidates(scores: torch.Tensor, top_k: int, top_p: float, min_p: float = 0.0) -> Candidates:
+    """Apply min-p (off at 0), top-k (off at <= 0), then top-p (off at 1) to temperature-scaled scores, float32 [R, V].
+
+    Scores of -inf, which an adjustment may have left, are as good as not there.
+    """
     vocab_size = scores.shape[1]
+    if min_p > 0:
+        scores = _min_p(scores, min_p)
     if 0 < top_k < vocab_size:
         found = _top_k(scores, top_k)
         if top_p == 1:
@@ -50,9 +56,14 @@ def candidates(scores: torch.Tensor, top_k: int, top_p: float) -> Candidates:
     return _top_p(scores, top_p)
 
 
+def _min_p(scores: torch.Tensor, min_p: float) -> torch.Tensor:
+    threshold = scores.amax(-1, keepdim=True) + math.log(min_p)
+    return scores.masked_fill(scores < threshold, float("-inf"))
+
+
 def _top_k(scores: torch.Tensor, top_k: int) -> Candidates:
     best, token_ids = scores.topk(top_k)
-    threshold = best[:, -1:]
+    threshold = best[:, -1:].clamp(min=torch.finfo(scores.dtype).min)  # -inf is no tie
     num_kept = int((scores >= threshold).sum(-1).max())
     if num_kept > top_k:
         best, token_ids = scores.topk(num_kept)

@@ -26,7 +26,7 @@ from inference import (
     load_model,
     pick,
     truncated_weights,
-    warped_scores,
+    warped,
 )
 from speculation.draft_distribution import WEIGHT_BITS, WEIGHT_TOTAL, DraftDistribution, one_hot
 from speculation.fingerprint import fingerprint
@@ -122,8 +122,8 @@ class Pair:
 
     def _singles(self, rows: Sequence[Row], logits: list[Tensor], tally: Tally) -> None:
         """Exact chances of one token: no draw is needed to know them."""
-        p = warped_scores(torch.stack([part[0] for part in logits]), [self.sampling] * len(rows)).double().softmax(-1)
-        scores = warped_scores(self._first_draft_logits, [self.sampling] * len(rows))
+        p = warped(torch.stack([part[0] for part in logits]), [self.sampling] * len(rows)).double().softmax(-1)
+        scores = warped(self._first_draft_logits, [self.sampling] * len(rows))
         for top_n in TOP_NS:
             token_ids, weights = truncated_weights(scores, top_n, WEIGHT_BITS)
             q = weights.double() / WEIGHT_TOTAL
@@ -165,7 +165,7 @@ class Pair:
         return draw(logits, settings, [len(row.token_ids) + depth for row in rows]).token_ids
 
     def _from_q(self, logits: Tensor, rows: Sequence[Row], depth: int) -> tuple[list[int], list[DraftDistribution]]:
-        scores = warped_scores(logits, [self.sampling] * len(rows))
+        scores = warped(logits, [self.sampling] * len(rows))
         token_ids, weights = truncated_weights(scores, self.top_n, WEIGHT_BITS)
         seeds = [row.seed ^ fingerprint([len(row.token_ids), depth]) for row in rows]
         columns = pick(weights, seeds, [len(row.token_ids) + depth for row in rows], WEIGHT_BITS)
@@ -199,7 +199,7 @@ class Pair:
         qs: Sequence[Sequence[DraftDistribution]],
     ) -> list[int]:
         judged = [
-            Judged(method, one, len(row.token_ids), self.k, list(zip(chain, q, strict=True)))
+            Judged(method, [one] * (self.k + 1), len(row.token_ids), self.k, list(zip(chain, q, strict=True)))
             for one, row, chain, q in zip(settings, rows, chains, qs, strict=True)
         ]
         kept = verify_by_ratio(torch.cat(list(logits)), judged, self.target.vocab_size)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from types import TracebackType
+from typing import Unpack
 
 import grpc
 
@@ -26,12 +27,14 @@ from outrider.events import (
     Started,
     Timing,
     Token,
+    TokenLogprobs,
     Tokens,
     Usage,
     collect,
     event_from_proto,
     served_model_from_proto,
 )
+from outrider.sampling_options import SamplingOptions, set_options
 from protos import generation_pb2 as pb
 from protos import generation_pb2_grpc
 from rpc.channel import open_channel
@@ -42,12 +45,14 @@ __all__ = [
     "Completion",
     "Event",
     "Finished",
+    "SamplingOptions",
     "ServedModel",
     "Speculation",
     "SpeculationStats",
     "Started",
     "Timing",
     "Token",
+    "TokenLogprobs",
     "Tokens",
     "Usage",
     "collect",
@@ -93,11 +98,12 @@ class Client:
         ignore_eos: bool = False,
         speculation: Speculation = AS_DEPLOYED,
         timeout_s: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> AsyncGenerator[Event, None]:
-        """`Started`, then `Tokens` many times, then `Finished`.
+        """`Started`, then `Tokens` many times, then `Finished`; the last two of each choice, if ``n`` asks for several.
 
-        ``prompt`` is text or token ids; None leaves a parameter to the server. Raises `InvalidRequest` naming the
-        field, and the rest of `rpc.errors`.
+        ``prompt`` is text or token ids; None leaves a parameter to the server; ``options`` are `SamplingOptions`.
+        Raises `InvalidRequest` naming the field, and the rest of `rpc.errors`.
         """
         _check_fits(max_tokens=max_tokens, top_k=top_k, seed=seed)
         _check_fits(k=speculation.k, lookahead=speculation.lookahead, draft_top_n=speculation.draft_top_n)
@@ -114,6 +120,7 @@ class Client:
                 speculation=_speculation_options(speculation),
                 **({"text": prompt} if isinstance(prompt, str) else {"tokens": pb.TokenIds(ids=prompt)}),
             )
+            set_options(request, **options)
         call = self._stub.Generate(request, timeout=timeout_s)
         answered = False
         try:
@@ -139,8 +146,9 @@ class Client:
         ignore_eos: bool = False,
         speculation: Speculation = AS_DEPLOYED,
         timeout_s: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Completion:
-        """The whole answer of `generate`, with the same parameters and errors."""
+        """The whole answer of `generate` (its first choice), with the same parameters and errors."""
         events = self.generate(
             prompt,
             model=model,
@@ -153,6 +161,7 @@ class Client:
             ignore_eos=ignore_eos,
             speculation=speculation,
             timeout_s=timeout_s,
+            **options,
         )
         async with aclosing(events):
             return collect([event async for event in events])

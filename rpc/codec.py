@@ -19,6 +19,7 @@ from speculation.messages import (
     DraftCommand,
     DraftEvent,
     FinishReason,
+    LogprobOptions,
     Method,
     ModelInfo,
     OpenDraft,
@@ -34,6 +35,7 @@ from speculation.messages import (
     TargetCommand,
     TargetEvent,
     TargetFrame,
+    TokenLogprobs,
     Verdict,
 )
 
@@ -61,6 +63,14 @@ def sampling_to_proto(sampling: Sampling) -> common_pb2.Sampling:
         seed=sampling.seed,
         method=_METHOD_TO_PROTO[sampling.method],
         draft_top_n=sampling.draft_top_n,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=[common_pb2.TokenBias(token_id=token_id, bias=bias) for token_id, bias in sampling.logit_bias],
+        bad_words=[common_pb2.TokenSequence(token_ids=token_ids) for token_ids in sampling.bad_words],
+        min_length=sampling.min_length,
+        prompt_length=sampling.prompt_length,
     )
 
 
@@ -72,7 +82,27 @@ def sampling_from_proto(message: common_pb2.Sampling) -> Sampling:
         seed=message.seed,
         method=_METHOD_FROM_PROTO.get(message.method, Method.UNKNOWN),
         draft_top_n=message.draft_top_n,
+        min_p=message.min_p,
+        repetition_penalty=message.repetition_penalty or 1.0,  # a peer that does not know it sends 0
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        logit_bias=tuple((item.token_id, item.bias) for item in message.logit_bias),
+        bad_words=tuple(tuple(item.token_ids) for item in message.bad_words),
+        min_length=message.min_length,
+        prompt_length=message.prompt_length,
     )
+
+
+def logprobs_to_proto(logprobs: TokenLogprobs) -> common_pb2.TokenLogprobs:
+    return common_pb2.TokenLogprobs(
+        logprob=logprobs.logprob,
+        top_token_ids=[token_id for token_id, _ in logprobs.top],
+        top_logprobs=[logprob for _, logprob in logprobs.top],
+    )
+
+
+def _logprobs_from_proto(message: common_pb2.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(message.logprob, tuple(zip(message.top_token_ids, message.top_logprobs, strict=False)))
 
 
 def model_info_to_proto(info: ModelInfo) -> common_pb2.ModelInfo:
@@ -177,7 +207,14 @@ def _open_target_to_proto(command: OpenTarget) -> target_pb2.OpenTarget:
         stop_token_ids=command.stop_token_ids,
         k=command.k,
         turns=command.turns,
+        logprobs=None if command.logprobs is None else _logprob_options_to_proto(command.logprobs),
+        prompt_logprobs=command.prompt_logprobs,
+        fork_of=command.fork_of,
     )
+
+
+def _logprob_options_to_proto(options: LogprobOptions) -> target_pb2.LogprobOptions:
+    return target_pb2.LogprobOptions(num_top=options.num_top, processed=options.processed)
 
 
 def target_commands_from_proto(message: target_pb2.TargetCommands) -> list[tuple[SessionId, TargetCommand]]:
@@ -210,6 +247,13 @@ def _open_target_from_proto(message: target_pb2.OpenTarget) -> OpenTarget:
         stop_token_ids=tuple(message.stop_token_ids),
         k=message.k,
         turns=message.turns,
+        logprobs=(
+            LogprobOptions(message.logprobs.num_top, message.logprobs.processed)
+            if message.HasField("logprobs")
+            else None
+        ),
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+        fork_of=SessionId(message.fork_of),
     )
 
 
@@ -248,6 +292,8 @@ def _verdict_to_proto(verdict: Verdict) -> target_pb2.Verdict:
         missed=verdict.missed,
         caught=verdict.caught,
         finish_reason=_FINISH_TO_PROTO[verdict.finish_reason],
+        logprobs=[logprobs_to_proto(item) for item in verdict.logprobs],
+        prompt_logprobs=[logprobs_to_proto(item) for item in verdict.prompt_logprobs],
     )
 
 
@@ -289,6 +335,8 @@ def _verdict_from_proto(message: target_pb2.Verdict) -> Verdict:
         message.num_late_right,
         message.missed,
         message.caught,
+        tuple(_logprobs_from_proto(item) for item in message.logprobs),
+        tuple(_logprobs_from_proto(item) for item in message.prompt_logprobs),
     )
 
 
@@ -326,6 +374,7 @@ def _open_draft_to_proto(command: OpenDraft) -> draft_pb2.OpenDraft:
         lookahead=command.lookahead,
         max_length=command.max_length,
         max_branches=command.max_branches,
+        stop_token_ids=command.stop_token_ids,
     )
 
 
@@ -352,8 +401,14 @@ def _draft_command_from_proto(item: draft_pb2.DraftCommand) -> DraftCommand | No
 
 
 def _open_draft_from_proto(message: draft_pb2.OpenDraft) -> OpenDraft:
-    sampling = sampling_from_proto(message.sampling)
-    return OpenDraft(tuple(message.token_ids), sampling, message.lookahead, message.max_length, message.max_branches)
+    return OpenDraft(
+        token_ids=tuple(message.token_ids),
+        sampling=sampling_from_proto(message.sampling),
+        lookahead=message.lookahead,
+        max_length=message.max_length,
+        max_branches=message.max_branches,
+        stop_token_ids=tuple(message.stop_token_ids),
+    )
 
 
 # -- drafter to coordinator ---------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ class DrafterSession:
     ) -> None:
         """``statistics`` are the worker's: the session starts from them and adds to them."""
         self.sampling = command.sampling
+        self.prompt_length = command.sampling.prompt_length or len(command.token_ids)
         self._lookahead = min(command.lookahead, MAX_LOOKAHEAD)
         self._vocab_size = vocab_size
         self._max_length = min(command.max_length or max_context, max_context)
@@ -47,6 +48,11 @@ class DrafterSession:
     @property
     def num_committed(self) -> int:
         return len(self._committed)
+
+    @property
+    def committed(self) -> Sequence[TokenId]:
+        """Prompt and committed tokens; a live view, not to be changed."""
+        return self._committed
 
     @property
     def may_branch(self) -> bool:
@@ -88,13 +94,13 @@ class DrafterSession:
 
     def sequence(self, line: DraftLine) -> list[TokenId]:
         """All tokens from the start of the prompt to the end of ``line``."""
-        return self._committed + self._drafted(line)
+        return self._committed + self.ahead(line)
 
     def uncached(self, line: DraftLine) -> list[TokenId]:
         """Tokens that the draft model has to run before it can draw the line's next one; at least one."""
         if line.num_cached < len(self._committed):
-            return self._committed[line.num_cached :] + self._drafted(line)
-        return self._drafted(line)[line.num_cached - len(self._committed) :]
+            return self._committed[line.num_cached :] + self.ahead(line)
+        return self.ahead(line)[line.num_cached - len(self._committed) :]
 
     def position(self, line: DraftLine) -> int:
         """Of the line's next token."""
@@ -102,7 +108,7 @@ class DrafterSession:
 
     def fingerprint(self, line: DraftLine) -> Fingerprint:
         """Of all tokens up to the end of ``line``."""
-        return self._after_committed(self._drafted(line))
+        return self._after_committed(self.ahead(line))
 
     def _after_committed(self, token_ids: Sequence[TokenId]) -> Fingerprint:
         found = self._fingerprint
@@ -110,7 +116,8 @@ class DrafterSession:
             found = extend(found, token_id)
         return found
 
-    def _drafted(self, line: DraftLine) -> list[TokenId]:
+    def ahead(self, line: DraftLine) -> list[TokenId]:
+        """The drafted tokens from the committed ones to the end of ``line``."""
         return self._lines.main.token_ids[: line.start] + line.token_ids
 
     def drafted(self, line: DraftLine, guess: Guess) -> None:

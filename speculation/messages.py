@@ -41,6 +41,16 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[TokenId, float], ...] = ()
+    bad_words: tuple[tuple[TokenId, ...], ...] = ()
+    min_length: int = 0
+    """No stop token is drawn before prompt and output have so many tokens."""
+    prompt_length: int = 0
+    """Where the output begins; 0: behind the tokens that the session is opened with."""
     method: Method = Method.COUPLED
     draft_top_n: int = 0
     """Tokens in a drafter's distribution, for the methods that need one."""
@@ -54,6 +64,23 @@ class Sampling:
     def needs_q(self) -> bool:
         """Proposals carry what they were drawn from; else the drafter takes its best token, of which q is one-hot."""
         return self.by_ratio and self.draft_top_n != 1
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Of the token at one position, and the most likely ones there, best first."""
+
+    logprob: float
+    top: tuple[tuple[TokenId, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobOptions:
+    """Which logprobs are wanted: the committed token's and ``num_top`` more, of the model's own distribution or of the
+    one that is drawn from."""
+
+    num_top: int = 0
+    processed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +126,10 @@ class Verdict:
     """The step contradicted the main line: a drafted token that it verified, or the staged one behind those."""
     caught: bool = False
     """It missed, and a branch was staged that goes on from the target's own token."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """As many as ``token_ids`` if the session asked for them."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """In a session's first verdict, if it asked: of the prompt's tokens from the second on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +172,11 @@ class OpenTarget:
     k: int
     turns: bool = False
     """Verify nothing before K tokens are staged; see `speculation.turns`."""
+    logprobs: LogprobOptions | None = None
+    prompt_logprobs: int | None = None
+    """So many of the most likely tokens at each place of the prompt; None: nothing of the prompt."""
+    fork_of: SessionId = SessionId(0)
+    """Shares the prompt's keys and values with this session of the same connection, if it can; 0 is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +188,8 @@ class OpenDraft:
     lookahead: int
     max_length: int = 0
     max_branches: int = 0
+    stop_token_ids: tuple[TokenId, ...] = ()
+    """Not drawn before ``Sampling.min_length``."""
 
 
 @dataclass(frozen=True, slots=True)

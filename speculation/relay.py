@@ -28,18 +28,23 @@ from speculation.messages import (
     DraftCommand,
     DraftEvent,
     FinishReason,
+    LogprobOptions,
     OpenDraft,
     OpenTarget,
     Proposal,
     Sampling,
     SessionError,
+    SessionId,
     SetK,
     SetLookahead,
     TargetCommand,
     TargetEvent,
     TokenId,
+    TokenLogprobs,
     Verdict,
 )
+
+NO_SESSION = SessionId(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,10 @@ class Emit:
     num_accepted: int
     num_drafted: int
     k: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """As many as ``token_ids`` if the session asked for them."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens from the second on, in the first one if the session asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +178,9 @@ class RelaySession:
         draft_max_length: int = 0,
         turns: bool = False,
         max_branches: int = 0,
+        logprobs: LogprobOptions | None = None,
+        prompt_logprobs: int | None = None,
+        fork_of: SessionId = NO_SESSION,
     ) -> None:
         """``policy`` None is plain decoding; ``draft_max_length``, if not 0, is where the draft's context ends.
 
@@ -184,6 +196,9 @@ class RelaySession:
         self._draft_max_length = min(draft_max_length, max_length) if draft_max_length else max_length
         self._turns = turns
         self._max_branches = 0 if turns or sampling.by_ratio else max_branches
+        self._logprobs = logprobs
+        self._prompt_logprobs = prompt_logprobs
+        self._fork_of = fork_of
         self._drafter = _Drafter.ABSENT
         self._target_open = False
         self._over = False
@@ -209,8 +224,17 @@ class RelaySession:
             return []
         self._target_open = True
         self._k = self._wanted_k()
+        is_first = self.stats.num_steps == 0
         command = OpenTarget(
-            tuple(self._token_ids), self._sampling, self._max_length, self._stop_token_ids, self._k, self._turns
+            token_ids=tuple(self._token_ids),
+            sampling=self._sampling,
+            max_length=self._max_length,
+            stop_token_ids=self._stop_token_ids,
+            k=self._k,
+            turns=self._turns,
+            logprobs=self._logprobs,
+            prompt_logprobs=self._prompt_logprobs if is_first else None,  # what has been told is not computed again
+            fork_of=self._fork_of if is_first else NO_SESSION,
         )
         return [ToTarget(command), *self._steer_drafter()]
 
@@ -233,7 +257,10 @@ class RelaySession:
     def _on_verdict(self, verdict: Verdict, load: Load, now_s: float) -> list[Action]:
         self._token_ids.extend(verdict.token_ids)
         self.stats.count(verdict, self._k)
-        emit = Emit(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k)
+        emit = Emit(
+            *(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k),
+            *(verdict.logprobs, verdict.prompt_logprobs),
+        )
         if verdict.finish_reason is not None:
             return self._end([emit, Finish(verdict.finish_reason)], close_target=False)
         if self._policy is not None and self._drafter is not _Drafter.ABSENT:
@@ -334,7 +361,12 @@ class RelaySession:
         self._drafter, self._lookahead = _Drafter.DRAFTING, lookahead
         self._draft_knows = len(self._token_ids)
         command = OpenDraft(
-            tuple(self._token_ids), self._sampling, lookahead, self._draft_max_length, self._max_branches
+            token_ids=tuple(self._token_ids),
+            sampling=self._sampling,
+            lookahead=lookahead,
+            max_length=self._draft_max_length,
+            max_branches=self._max_branches,
+            stop_token_ids=self._stop_token_ids if len(self._token_ids) < self._sampling.min_length else (),
         )
         return [ToDraft(command)]
 

@@ -17,6 +17,9 @@ from speculation.messages import OpenTarget, SessionId, StepReport, TokenId
 from speculation.planner import Candidate, StepPlan, StepPlanner
 from speculation.verifier import VerifierSession
 
+MAX_PROMPT_LOGPROBS = 128
+"""Of one step and session: each takes a row of logits, which for a large vocabulary is half a megabyte."""
+
 
 @dataclass(slots=True)
 class CachedSession:
@@ -54,15 +57,21 @@ class StepEntry(Generic[SessionT]):
     drafted: list[TokenId]
     is_complete: bool
     """False for a prefill chunk that does not reach the last committed token: nothing is drawn for it."""
+    num_prompt_logits: int = 0
+    """Rows that are wanted for the logprobs of the prompt, before those that are drawn from."""
+
+    @property
+    def num_draws(self) -> int:
+        return len(self.drafted) + 1 if self.is_complete else 0
 
     @property
     def num_logits(self) -> int:
-        return len(self.drafted) + 1 if self.is_complete else 0
+        return self.num_prompt_logits + self.num_draws
 
     def without_drafted(self) -> StepEntry[SessionT]:
         """The same step for this session, as plain decoding."""
         token_ids = self.token_ids[: len(self.token_ids) - len(self.drafted)]
-        return StepEntry(self.session, token_ids, [], self.is_complete)
+        return StepEntry(self.session, token_ids, [], self.is_complete, self.num_prompt_logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +165,9 @@ def _decode_entry(session: SessionT, num_drafted: int) -> StepEntry[SessionT]:
 
 def _prefill_entry(session: SessionT, max_tokens: int) -> StepEntry[SessionT]:
     """The next uncached tokens; complete when they reach the last committed one."""
-    stop = min(len(session.verifier.token_ids), session.num_cached + max_tokens)
+    collects = session.verifier.prompt_logprobs is not None
+    num_tokens = min(max_tokens, MAX_PROMPT_LOGPROBS) if collects else max_tokens
+    stop = min(len(session.verifier.token_ids), session.num_cached + num_tokens)
     token_ids = list(session.verifier.token_ids[session.num_cached : stop])
-    return StepEntry(session, token_ids, [], is_complete=stop == len(session.verifier.token_ids))
+    is_complete = stop == len(session.verifier.token_ids)
+    return StepEntry(session, token_ids, [], is_complete, len(token_ids) - is_complete if collects else 0)

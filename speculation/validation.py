@@ -38,6 +38,9 @@ def _check_open(command: OpenTarget | OpenDraft, vocab_size: int) -> SessionErro
     if max(command.token_ids) >= vocab_size:
         message = f"token id {max(command.token_ids)} is outside the vocabulary [0, {vocab_size})"
         return SessionError(SessionErrorCode.INVALID, message)
+    if command.sampling.prompt_length > len(command.token_ids):
+        message = f"prompt_length is {command.sampling.prompt_length}; there are {len(command.token_ids)} tokens"
+        return SessionError(SessionErrorCode.INVALID, message)
     return _check_sampling(command.sampling)
 
 
@@ -51,4 +54,22 @@ def _check_sampling(sampling: Sampling) -> SessionError | None:
     if sampling.by_ratio and not 1 <= sampling.draft_top_n <= MAX_DRAFT_TOP_N:
         problem = f"draft_top_n is {sampling.draft_top_n}; it has to be in [1, {MAX_DRAFT_TOP_N}]"
         return SessionError(SessionErrorCode.INVALID, problem)
+    if not 0 <= sampling.min_p <= 1:
+        return SessionError(SessionErrorCode.INVALID, f"min_p is {sampling.min_p}; it has to be in [0, 1]")
+    return _check_logits(sampling)
+
+
+def _check_logits(sampling: Sampling) -> SessionError | None:
+    """Token ids are not checked: one that a model does not have is none that it could draw."""
+    if not 0 < sampling.repetition_penalty < math.inf:
+        message = f"repetition_penalty is {sampling.repetition_penalty}; it has to be above 0 and finite"
+        return SessionError(SessionErrorCode.INVALID, message)
+    added = {
+        "presence_penalty": [sampling.presence_penalty],
+        "frequency_penalty": [sampling.frequency_penalty],
+        "logit_bias": [bias for _, bias in sampling.logit_bias],
+    }
+    for name, values in added.items():
+        if not all(map(math.isfinite, values)):
+            return SessionError(SessionErrorCode.INVALID, f"{name} has a value that is not finite")
     return None

@@ -37,6 +37,7 @@ class VerifierSession:
     def __init__(self, command: OpenTarget, vocab_size: int, profile: AcceptanceProfile, pace: DraftPace) -> None:
         """``profile`` and ``pace`` are the worker's: the session starts from them and adds to them."""
         self.sampling = command.sampling
+        self.prompt_length = command.sampling.prompt_length or len(command.token_ids)
         self.set_k(command.k)
         self.profile = AcceptanceProfile(profile)
         self.pace = DraftPace(pace)
@@ -48,6 +49,8 @@ class VerifierSession:
         self._num_dropped = 0
         self._num_late = self._num_late_right = 0
         self._takes_turns = command.turns
+        self.logprobs = command.logprobs
+        self._prompt_logprobs = command.prompt_logprobs
         self._last_verdict_s: float | None = None
 
     def set_k(self, k: int) -> None:
@@ -58,6 +61,11 @@ class VerifierSession:
     def token_ids(self) -> Sequence[TokenId]:
         """Committed tokens, prompt included."""
         return self._tree.token_ids
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        """How many of the most likely tokens to tell at each place of the prompt; None: nothing of it, or no more."""
+        return self._prompt_logprobs if self._last_verdict_s is None else None
 
     def stage(self, proposal: Proposal, now_s: float) -> None:
         """Keeps what is live of a proposal. A malformed one is dropped like a stale one: drafts are hints."""

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import TypeAlias
 
-from inference import Runtime, StepResult
+from inference import OutOfKVBlocks, Runtime, SequenceRows, StepResult
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.messages import (
     CloseSession,
@@ -32,7 +34,7 @@ from speculation.messages import (
 )
 from speculation.step_schedule import StepSchedule
 from speculation.validation import check_open_target
-from target_worker.forward import VerifyForward
+from target_worker.forward import Outcome, VerifyForward
 from target_worker.sessions import SessionKey, TargetEntry, TargetSession
 
 EngineCommand: TypeAlias = Submitted[TargetCommand] | Hangup
@@ -91,12 +93,32 @@ class VerifyEngine:
             self._fail(key, error)
             return
         verifier, sequence = self._schedule.open(command, self._vocab_size), self._runtime.open()
-        self._sessions[key] = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence)
+        rows = SequenceRows(verifier.sampling, verifier.prompt_length, command.stop_token_ids, self._vocab_size)
+        session = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence, rows=rows)
+        parent = self._sessions.get((key[0], command.fork_of)) if command.fork_of else None
+        self._sessions[key] = session
+        if parent is not None and command.prompt_logprobs is None and session.can_share_with(parent):
+            session.waits_for = parent.key
+            self._share(parent)
+
+    def _share(self, parent: TargetSession) -> None:
+        """Those who wait for ``parent`` get what it has computed, once that is enough."""
+        for session in self._sessions.values():
+            if session.waits_for == parent.key and session.num_shareable <= parent.num_cached:
+                session.waits_for = None
+                with suppress(OutOfKVBlocks):  # computed as ever, when there is room
+                    session.fork(parent, self._runtime)
 
     def _drop(self, key: SessionKey) -> None:
         session = self._sessions.pop(key, None)
         if session is not None:
             self._runtime.free(session.sequence)
+            self._let_one_go_first([other for other in self._sessions.values() if other.waits_for == key])
+
+    def _let_one_go_first(self, orphans: Sequence[TargetSession]) -> None:
+        """Whom these waited for is gone; the first takes its place."""
+        for index, orphan in enumerate(orphans):
+            orphan.waits_for = orphans[0].key if index else None
 
     def _fail(self, key: SessionKey, error: SessionError) -> None:
         self._drop(key)
@@ -114,7 +136,8 @@ class VerifyEngine:
 
     def step(self) -> StepResult[EngineOutput]:
         """Runs one verify step over everything that is ready, or says how long to wait for drafts."""
-        step = self._schedule.next(self._sessions.values(), self._clock(), self._runtime.num_free_tokens)
+        ready = [session for session in self._sessions.values() if session.waits_for is None]
+        step = self._schedule.next(ready, self._clock(), self._runtime.num_free_tokens)
         if step.wait_s > 0:
             return StepResult(self._take_frames([], None), wait_s=step.wait_s)
         verdicts, report = self._run(step.entries, step.waited_s) if step.entries else ([], None)
@@ -124,20 +147,25 @@ class VerifyEngine:
         self, entries: list[TargetEntry], waited_s: float
     ) -> tuple[list[tuple[SessionKey, TargetEvent]], StepReport | None]:
         start_s = self._clock()
-        entries, draws = self._forward.run(entries)
+        entries, outcomes = self._forward.run(entries)
         now_s = self._clock()
         if not entries:
             return [], None
         report = self._schedule.report(entries, now_s - start_s, waited_s)
+        if any(session.waits_for is not None for session in self._sessions.values()):
+            for entry in entries:
+                self._share(entry.session)
         verdicts: list[tuple[SessionKey, TargetEvent]] = []
-        for entry, session_draws in zip(entries, draws, strict=True):
+        for entry, outcome in zip(entries, outcomes, strict=True):
             if entry.is_complete:
-                verdicts.append((entry.session.key, self._conclude(entry, session_draws, now_s)))
+                verdicts.append((entry.session.key, self._conclude(entry, outcome, now_s)))
         return verdicts, report
 
-    def _conclude(self, entry: TargetEntry, draws: Sequence[int], now_s: float) -> Verdict:
+    def _conclude(self, entry: TargetEntry, outcome: Outcome, now_s: float) -> Verdict:
         session = entry.session
-        verdict = session.verifier.conclude(entry.drafted, draws, now_s)
+        verdict = session.verifier.conclude(entry.drafted, outcome.draws, now_s)
+        if outcome.logprobs or session.prompt_logprobs:
+            verdict = _with_logprobs(verdict, outcome, session)
         if verdict.finish_reason is not None:
             self._drop(session.key)
         else:
@@ -153,3 +181,10 @@ class VerifyEngine:
             items.setdefault(connection, []).append((session_id, event))
         self._errors.clear()
         return [(connection, TargetFrame(tuple(news), report)) for connection, news in items.items()]
+
+
+def _with_logprobs(verdict: Verdict, outcome: Outcome, session: TargetSession) -> Verdict:
+    """The prompt's leave with the first verdict, and are forgotten."""
+    prompt_logprobs, session.prompt_logprobs = tuple(session.prompt_logprobs), []
+    logprobs = tuple(outcome.logprobs[: len(verdict.token_ids)])
+    return replace(verdict, logprobs=logprobs, prompt_logprobs=prompt_logprobs)

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, draw
-from speculation.messages import Sampling, SessionError, SessionErrorCode, TokenId
+from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, draw, logprobs, warped
+from speculation.messages import SessionError, SessionErrorCode, TokenId, TokenLogprobs
 from target_worker.ratio_verification import Judged, verify_by_ratio
 from target_worker.sessions import SessionKey, TargetEntry
+
+MAX_TOP_LOGPROBS = 64
+"""More are cut to this, whatever a coordinator asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the target says at the rows of one entry."""
+
+    draws: list[TokenId]
+    """``draws[i]`` follows the committed tokens and ``drafted[:i]``; ``num_draws`` of them."""
+    logprobs: list[TokenLogprobs]
+    """As many, if the session asked for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One entry among the rows that are drawn from."""
+
+    entry: TargetEntry
+    rows: Sequence[SamplingRow]
+    """How each is drawn; none if the entry draws nothing."""
+    start: int
+    """Of its rows among the logits."""
+
+    @property
+    def positions(self) -> range:
+        """Of the tokens that are drawn."""
+        start = len(self.entry.session.verifier.token_ids)
+        return range(start, start + len(self.rows))
 
 
 class VerifyForward:
@@ -29,11 +60,8 @@ class VerifyForward:
         self._make_room = make_room
         self._fail = fail
 
-    def run(self, entries: list[TargetEntry]) -> tuple[list[TargetEntry], list[list[TokenId]]]:
-        """The entries that ran, possibly fewer and without drafted tokens, and the draws of each.
-
-        An entry has ``num_logits`` draws: ``draws[i]`` follows its committed tokens and ``drafted[:i]``.
-        """
+    def run(self, entries: list[TargetEntry]) -> tuple[list[TargetEntry], list[Outcome]]:
+        """The entries that ran, possibly fewer and without drafted tokens, and the outcome of each."""
         while entries:
             chunks = [Chunk(entry.session.sequence, entry.token_ids, entry.num_logits) for entry in entries]
             try:
@@ -41,9 +69,10 @@ class VerifyForward:
             except OutOfKVBlocks as error:
                 entries = self._shrink(entries, error)
                 continue
+            outcomes = self._draw(self._take_prompts(logits, entries), entries)
             for entry in entries:
                 entry.session.num_cached += len(entry.token_ids)
-            return entries, self._decide(logits, entries)
+            return entries, outcomes
         return [], []
 
     def _shrink(self, entries: list[TargetEntry], error: OutOfKVBlocks) -> list[TargetEntry]:
@@ -59,45 +88,91 @@ class VerifyForward:
         self._fail(youngest.session.key, SessionError(SessionErrorCode.OUT_OF_MEMORY, str(error)))
         return []
 
-    def _decide(self, logits: Tensor, entries: Sequence[TargetEntry]) -> list[list[TokenId]]:
-        """The target's tokens of each entry, by its session's method."""
-        judged = {index: one for index, entry in enumerate(entries) if (one := _judged(entry)) is not None}
+    def _take_prompts(self, logits: Tensor, entries: Sequence[TargetEntry]) -> Tensor:
+        """Keeps the logprobs of prompts and returns the rows that are drawn from."""
+        if not any(entry.num_prompt_logits for entry in entries):
+            return logits
+        drawn: list[int] = []
+        start = 0
+        for entry in entries:
+            middle, stop = start + entry.num_prompt_logits, start + entry.num_logits
+            self._take_prompt(logits[start:middle], entry)
+            drawn.extend(range(middle, stop))
+            start = stop
+        return logits[drawn]
+
+    def _take_prompt(self, logits: Tensor, entry: TargetEntry) -> None:
+        """Row ``i`` tells of the token behind the chunk's ``i``-th; some are known if the session was preempted."""
+        session, num_top = entry.session, entry.session.verifier.prompt_logprobs
+        num_known = len(session.prompt_logprobs) - session.num_cached
+        if num_top is None or num_known >= len(logits):
+            return
+        first = session.num_cached + num_known + 1
+        token_ids = session.verifier.token_ids[first : first + len(logits) - num_known]
+        session.prompt_logprobs += self._logprobs(logits[num_known:], token_ids, num_top)
+
+    def _draw(self, logits: Tensor, entries: Sequence[TargetEntry]) -> list[Outcome]:
+        parts = _parts(entries)
+        outcomes = []
+        for part, draws in zip(parts, self._decide(logits, parts), strict=True):
+            its_logits = logits[part.start : part.start + len(draws)]
+            outcomes.append(Outcome(draws, self._logprobs_of(its_logits, part.rows[: len(draws)], draws, part.entry)))
+        return outcomes
+
+    def _decide(self, logits: Tensor, parts: Sequence[_Part]) -> list[list[TokenId]]:
+        """The target's tokens of each part: drawn, or kept and drawn by the ratio rules if a session asks for that."""
+        judged = {index: one for index, part in enumerate(parts) if (one := _judged(part)) is not None}
         if not judged:
-            return self._draw(logits, entries)
-        parts = torch.split_with_sizes(logits, [entry.num_logits for entry in entries])
-        others = [index for index in range(len(entries)) if index not in judged]
-        drawn = self._draw(torch.cat([logits[:0], *(parts[i] for i in others)]), [entries[i] for i in others])
-        kept = verify_by_ratio(torch.cat([parts[index] for index in judged]), list(judged.values()), self._vocab_size)
+            return self._draw_tokens(logits, parts)
+        others = [index for index in range(len(parts)) if index not in judged]
+        drawn = self._draw_tokens(logits, [parts[index] for index in others])
+        its_logits = _rows_of(logits, [parts[index] for index in judged])
+        kept = verify_by_ratio(its_logits, list(judged.values()), self._vocab_size)
         tokens = dict(zip([*others, *judged], [*drawn, *kept], strict=True))
-        return [tokens[index] for index in range(len(entries))]
+        return [tokens[index] for index in range(len(parts))]
 
-    def _draw(self, logits: Tensor, entries: Sequence[TargetEntry]) -> list[list[TokenId]]:
-        rows: list[SamplingRow] = []
-        positions: list[int] = []
-        for entry in entries:
-            row = _settings(entry.session.verifier.sampling)
-            start = len(entry.session.verifier.token_ids)
-            rows.extend([row] * entry.num_logits)
-            positions.extend(range(start, start + entry.num_logits))
-        token_ids = draw(logits, rows, positions, limit=self._vocab_size).token_ids if rows else []
-        draws, start = [], 0
-        for entry in entries:
-            draws.append(token_ids[start : start + entry.num_logits])
-            start += entry.num_logits
-        return draws
+    def _draw_tokens(self, logits: Tensor, parts: Sequence[_Part]) -> list[list[TokenId]]:
+        rows = [row for part in parts for row in part.rows]
+        positions = [position for part in parts for position in part.positions]
+        token_ids = draw(_rows_of(logits, parts), rows, positions, limit=self._vocab_size).token_ids if rows else []
+        rest = iter(token_ids)
+        return [list(itertools.islice(rest, len(part.rows))) for part in parts]
+
+    def _logprobs_of(
+        self, logits: Tensor, rows: Sequence[SamplingRow], draws: Sequence[TokenId], entry: TargetEntry
+    ) -> list[TokenLogprobs]:
+        options = entry.session.verifier.logprobs
+        if options is None or not draws:
+            return []
+        scores = warped(logits, rows, limit=self._vocab_size) if options.processed else logits
+        return self._logprobs(scores, draws, options.num_top)
+
+    def _logprobs(self, scores: Tensor, token_ids: Sequence[TokenId], num_top: int) -> list[TokenLogprobs]:
+        found = logprobs(scores, token_ids, min(num_top, MAX_TOP_LOGPROBS), limit=self._vocab_size)
+        return [TokenLogprobs(one.logprob, one.top) for one in found]
 
 
-def _judged(entry: TargetEntry) -> Judged | None:
-    """None where the tokens are drawn: the session is coupled, or has nothing staged, or no row to judge by."""
-    verifier = entry.session.verifier
-    if not verifier.sampling.by_ratio or not entry.is_complete:
+def _parts(entries: Sequence[TargetEntry]) -> list[_Part]:
+    parts, start = [], 0
+    for entry in entries:
+        rows = entry.session.rows.rows(entry.session.verifier.token_ids, entry.drafted) if entry.is_complete else []
+        parts.append(_Part(entry, rows, start))
+        start += len(rows)
+    return parts
+
+
+def _rows_of(logits: Tensor, parts: Sequence[_Part]) -> Tensor:
+    """The logits of some of the parts; a copy costs time, and most steps need none."""
+    chosen = [row for part in parts for row in range(part.start, part.start + len(part.rows))]
+    return logits if len(chosen) == len(logits) else logits[chosen]
+
+
+def _judged(part: _Part) -> Judged | None:
+    """None where the tokens are drawn: the session is coupled, has nothing staged, or no row to judge by."""
+    verifier = part.entry.session.verifier
+    if not verifier.sampling.by_ratio or not part.rows:
         return None
-    staged = verifier.staged_behind(entry.drafted)
+    staged = verifier.staged_behind(part.entry.drafted)
     if not staged:
         return None
-    sampling = verifier.sampling
-    return Judged(sampling.method, _settings(sampling), len(verifier.token_ids), len(entry.drafted), staged)
-
-
-def _settings(sampling: Sampling) -> SamplingRow:
-    return SamplingRow(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
+    return Judged(verifier.sampling.method, part.rows, part.positions.start, len(part.entry.drafted), staged)

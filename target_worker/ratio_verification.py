@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference import SamplingRow, accept_uniforms, draw, draw_residual, probabilities_at, warped_scores
+from inference import SamplingRow, accept_uniforms, draw, draw_residual, probabilities_at, warped
 from speculation.draft_distribution import WEIGHT_TOTAL, DraftDistribution
 from speculation.messages import Method, TokenId
 from speculation.ratio import Decision, DraftedRows, Floats, Integers, Rule, block, decide, rejection
@@ -26,7 +26,8 @@ class Judged:
     """One session of a step: what is staged, and how many of that the step verifies."""
 
     method: Method
-    settings: SamplingRow
+    rows: Sequence[SamplingRow]
+    """How each place is drawn, ``num_drafted + 1``."""
     start: int
     """Position of the first staged token."""
     num_drafted: int
@@ -73,14 +74,14 @@ def verify_by_ratio(logits: Tensor, sessions: Sequence[Judged], vocab_size: int)
 
 def _verify(rule: Rule, logits: Sequence[Tensor], sessions: Sequence[Judged], vocab_size: int) -> list[list[TokenId]]:
     staged_logits = torch.cat([rows[: len(one.staged)] for rows, one in zip(logits, sessions, strict=True)])
-    settings = [one.settings for one in sessions for _ in one.staged]
-    scores = warped_scores(staged_logits, settings, vocab_size)
+    rows = [row for one in sessions for row in one.rows[: len(one.staged)]]
+    scores = warped(staged_logits, rows, limit=vocab_size)
     num_kept, own = judge(rule, scores, _staged_rows(sessions, logits[0].device))
     bonus = [index for index, token_id in enumerate(own) if token_id is None]
     if bonus:
         last_rows = torch.stack([logits[index][-1] for index in bonus])
         positions = [sessions[index].start + sessions[index].num_drafted for index in bonus]
-        drawn = draw(last_rows, [sessions[index].settings for index in bonus], positions, limit=vocab_size).token_ids
+        drawn = draw(last_rows, [sessions[index].rows[-1] for index in bonus], positions, limit=vocab_size).token_ids
         for index, token_id in zip(bonus, drawn, strict=True):
             own[index] = token_id
     return [_tokens(*one) for one in zip(sessions, num_kept.tolist(), own, strict=True)]
@@ -161,6 +162,6 @@ def _staged_rows(sessions: Sequence[Judged], device: torch.device) -> StagedRows
         q=q / WEIGHT_TOTAL,
         columns=np.array([distribution.token_ids.index(token_id) for token_id, distribution in staged]),
         num_drafted=np.array([session.num_drafted for session in sessions]),
-        seeds=[session.settings.seed for session in sessions],
+        seeds=[session.rows[0].seed for session in sessions],
         starts=[session.start for session in sessions],
     )

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from outrider.client import Client, Completion, Event, Finished, Speculation, Tokens, collect
+from outrider.client import Client, Completion, Event, Finished, SamplingOptions, Speculation, Tokens, collect
 from outrider.display import TokenPrinter
 from outrider.failures import BadUsage
 from outrider.options import with_settings
@@ -47,10 +47,14 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 async def _generate(settings: GenerateSettings, prompt: str) -> None:
+    if (settings.n or 1) > 1 and not settings.as_json:
+        raise BadUsage(f"--n {settings.n}: several answers at a time cannot be shown; add --json")
     async with Client(settings.address) as client, aclosing(_request(client, settings, prompt)) as events:
         if settings.as_json:
-            completion = collect([event async for event in events])
-            typer.echo(json.dumps(completion_object(completion), ensure_ascii=False))
+            found = [event async for event in events]
+            objects = [completion_object(collect(found, choice)) for choice in range(settings.n or 1)]
+            answer = objects[0] if settings.n is None else {"choices": objects}
+            typer.echo(json.dumps(answer, ensure_ascii=False))
         else:
             await _show(events, prompt)
 
@@ -76,7 +80,33 @@ def _request(client: Client, settings: GenerateSettings, prompt: str) -> AsyncGe
             method=settings.method or "",
             draft_top_n=settings.draft_top_n,
         ),
+        **_options(settings),
     )
+
+
+def _options(settings: GenerateSettings) -> SamplingOptions:
+    return SamplingOptions(
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        presence_penalty=settings.presence_penalty,
+        frequency_penalty=settings.frequency_penalty,
+        logit_bias=dict(_bias(text) for text in settings.logit_bias),
+        bad_words=settings.bad_words,
+        min_tokens=settings.min_tokens,
+        n=settings.n,
+        stop=(settings.stop,) if settings.stop else (),
+        include_stop_str_in_output=settings.include_stop_str_in_output,
+        logprobs=settings.logprobs,
+        prompt_logprobs=settings.prompt_logprobs,
+    )
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token_id, _, bias = text.partition(":")
+    try:
+        return int(token_id), float(bias)
+    except ValueError:
+        raise BadUsage(f"--logit-bias {text!r}: give it as TOKEN_ID:BIAS, for example 40:-5") from None
 
 
 async def _show(events: AsyncGenerator[Event, None], prompt: str) -> None:

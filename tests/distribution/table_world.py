@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from inference import SamplingRow, draw, pick, truncated_weights, warped_scores
+from inference import SamplingRow, draw, pick, truncated_weights, warped
 from speculation.draft_distribution import WEIGHT_BITS, WEIGHT_TOTAL
 from speculation.fingerprint import fingerprint
 from speculation.ratio import Rule
@@ -102,7 +102,7 @@ class TableWorld:
         self.seeds = np.random.default_rng(11).integers(0, 2**63, num_sessions).astype(np.uint64)
         self.rows = [settings.row(int(seed)) for seed in self.seeds]
         alike = [settings.row(0)] * NUM_CONTEXTS
-        self.target_scores, self.draft_scores = warped_scores(target, alike), warped_scores(draft, alike)
+        self.target_scores, self.draft_scores = warped(target, alike), warped(draft, alike)
         found, weights = truncated_weights(self.draft_scores, settings.top_n, WEIGHT_BITS)
         self.candidates, self.weights = found.numpy(), weights.numpy()
         self.num_drafted = self.num_kept = 0

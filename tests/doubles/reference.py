@@ -32,20 +32,52 @@ def gumbel(seed: int, position: int, token_id: int, stream: int = 0) -> float:
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a request may ask for; the field names are SamplingRow's."""
+    """What a request may ask for; the field names are SamplingRow's and Sampling's."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    min_tokens: int = 0
+
+
+def adjust(
+    logits: np.ndarray, parameters: Parameters, prompt: Sequence[int], output: Sequence[int], stop: Sequence[int]
+) -> np.ndarray:
+    """One row of logits [V] after bans, bias and penalties; docs/sampling.md, one token at a time."""
+    scores = logits.astype(np.float32).copy()
+    if len(output) < parameters.min_tokens:
+        scores[list(stop)] = -np.inf
+    for *start, last in parameters.bad_words:
+        if list(output[len(output) - len(start) :]) == start and len(start) <= len(output):
+            scores[last] = -np.inf
+    for token_id, bias in parameters.logit_bias:
+        scores[token_id] += np.float32(bias)
+    for token_id in {*prompt, *output}:
+        if scores[token_id] > 0:
+            scores[token_id] /= np.float32(parameters.repetition_penalty)
+        else:
+            scores[token_id] *= np.float32(parameters.repetition_penalty)
+    for token_id in set(output):
+        scores[token_id] -= np.float32(parameters.frequency_penalty) * np.float32(output.count(token_id))
+        scores[token_id] -= np.float32(parameters.presence_penalty)
+    return scores
 
 
 def draw(logits: np.ndarray, parameters: Parameters, position: int) -> int:
-    """The token at ``position``, from one row of logits [V]."""
+    """The token at ``position``, from one row of adjusted logits [V]."""
     if parameters.temperature == 0:
         return int(logits.argmax())
     scores = logits / np.float32(parameters.temperature)
     order = np.argsort(-scores, kind="stable")
+    if parameters.min_p:
+        order = order[scores[order] >= scores.max() + np.float32(math.log(parameters.min_p))]
     if 0 < parameters.top_k < len(order):
         order = order[: parameters.top_k]
     if parameters.top_p < 1:
@@ -65,10 +97,11 @@ def decode(
     stop_token_ids: Sequence[int] = (),
 ) -> list[int]:
     """Up to ``max_tokens`` tokens after ``prompt``, a stop token included."""
-    token_ids = list(prompt)
-    while len(token_ids) < len(prompt) + max_tokens:
-        logits = model(torch.tensor([token_ids]), use_cache=False).logits[0, -1].float().numpy()
-        token_ids.append(draw(logits, parameters, len(token_ids)))
-        if token_ids[-1] in stop_token_ids:
+    output: list[int] = []
+    while len(output) < max_tokens:
+        logits = model(torch.tensor([[*prompt, *output]]), use_cache=False).logits[0, -1].float().numpy()
+        adjusted = adjust(logits, parameters, prompt, output, stop_token_ids)
+        output.append(draw(adjusted, parameters, len(prompt) + len(output)))
+        if output[-1] in stop_token_ids:
             break
-    return token_ids[len(prompt) :]
+    return output

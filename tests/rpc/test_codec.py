@@ -14,6 +14,7 @@ from speculation.messages import (
     CloseSession,
     Commit,
     FinishReason,
+    LogprobOptions,
     Method,
     ModelInfo,
     OpenDraft,
@@ -27,6 +28,7 @@ from speculation.messages import (
     SetLookahead,
     StepReport,
     TargetFrame,
+    TokenLogprobs,
     Verdict,
 )
 
@@ -35,13 +37,36 @@ u64 = st.integers(0, 2**64 - 1)
 tokens = st.lists(u32, max_size=6).map(tuple)
 seconds = st.floats(0, 1e6)
 methods = st.sampled_from([method for method in Method if method is not Method.UNKNOWN])
-sampling = st.builds(Sampling, st.floats(0, 10), u32, st.floats(0, 1), u64, methods, u32)
+float32 = st.floats(-100, 100, width=32)
+sampling = st.builds(
+    Sampling,
+    st.floats(0, 10),
+    u32,
+    st.floats(0, 1),
+    u64,
+    min_p=st.floats(0, 1),
+    repetition_penalty=st.floats(0.1, 10),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    logit_bias=st.lists(st.tuples(u32, float32), max_size=3).map(tuple),
+    bad_words=st.lists(tokens, max_size=3).map(tuple),
+    min_length=u32,
+    prompt_length=u32,
+    method=methods,
+    draft_top_n=u32,
+)
+logprobs = st.builds(TokenLogprobs, float32, st.lists(st.tuples(u32, float32), max_size=3).map(tuple))
 confidences = st.lists(st.floats(0, 1, width=32), max_size=6).map(tuple)
 distributions = st.lists(st.builds(DraftDistribution, tokens, tokens), max_size=3).map(tuple)
 proposal = st.builds(Proposal, u32, u64, tokens, confidences, st.booleans(), distributions)
 error = st.builds(SessionError, st.sampled_from(SessionErrorCode), st.text(max_size=20))
 close = st.just(CloseSession())
-verdict = st.builds(Verdict, u32, tokens, u32, u32, u32, u32, st.sampled_from([None, *FinishReason]), u32, u32)
+verdict = st.builds(
+    Verdict,
+    *(u32, tokens, u32, u32, u32, u32, st.sampled_from([None, *FinishReason]), u32, u32),
+    logprobs=st.lists(logprobs, max_size=3).map(tuple),
+    prompt_logprobs=st.lists(logprobs, max_size=3).map(tuple),
+)
 model_info = st.builds(ModelInfo, st.text(), u32, u32, tokens, u64, st.text(), st.text(), st.binary(), u32)
 
 
@@ -49,10 +74,16 @@ def frame(*items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(st.tuples(u64, st.one_of(*items)), max_size=5).map(tuple)
 
 
-open_target = st.builds(OpenTarget, tokens, sampling, u32, tokens, u32, st.booleans())
+open_target = st.builds(
+    OpenTarget,
+    *(tokens, sampling, u32, tokens, u32, st.booleans()),
+    logprobs=st.none() | st.builds(LogprobOptions, u32, st.booleans()),
+    prompt_logprobs=st.none() | u32,
+    fork_of=u64,
+)
 target_command = frame(open_target, proposal, st.builds(SetK, u32), close)
 draft_command = frame(
-    st.builds(OpenDraft, tokens, sampling, u32, u32),
+    st.builds(OpenDraft, tokens, sampling, u32, u32, u32, tokens),
     st.builds(Commit, u32, tokens),
     st.builds(SetLookahead, u32),
     close,

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, SpeculationOptions, validate
+from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, SpeculationOptions, Stopping, validate
 from coordinator.vocabulary import load_served_model
+from rpc import codec
 from rpc.errors import InvalidRequest, ModelNotFound
-from speculation.messages import Method, Sampling
+from speculation.messages import LogprobOptions, Method, OpenTarget, Sampling, SessionId
 from tests.doubles.scripted_workers import toy_model_info, toy_tokenizer_json
 
 TOKENIZER = toy_tokenizer_json()
@@ -35,7 +36,7 @@ def test_defaults() -> None:
     assert dataclasses.replace(job, request_id="") == Job(
         request_id="",
         prompt_token_ids=(1, 2, 3),
-        sampling=Sampling(0.0, 0, 1.0, 5),
+        sampling=Sampling(0.0, 0, 1.0, 5, prompt_length=3),
         max_length=100,
         stop_token_ids=(0,),
         policy="goodput",
@@ -63,7 +64,34 @@ def test_everything_said() -> None:
         )
     )
 
-    assert job == Job("mine", (4, 5), Sampling(0.8, 3, 0.9, 2**64 - 1), 12, (7, 9), "fixed", 2, 7)
+    sampling = Sampling(0.8, 3, 0.9, 2**64 - 1, prompt_length=2)
+    assert job == Job("mine", (4, 5), sampling, 12, (7, 9), "fixed", 2, 7, stop=Stopping(token_ids=(7, 9)))
+
+
+def test_everything_said_of_logits_and_answers() -> None:
+    job = job_of(
+        GenerateRequest(
+            prompt="ab",
+            seed=1,
+            min_p=0.1,
+            repetition_penalty=1.2,
+            presence_penalty=-0.5,
+            frequency_penalty=2.0,
+            logit_bias=[(3, -100.0), (4, 1.5)],
+            bad_words=["ab", "c"],
+            min_tokens=5,
+            n=3,
+            logprobs=0,
+            prompt_logprobs=20,
+            logprobs_mode="processed",
+            stop=["ba", "c"],
+            include_stop_str_in_output=True,
+        )
+    )
+    bias, bad_words = ((3, -100.0), (4, 1.5)), ((1, 2), (3,))
+    assert job.sampling == Sampling(0.0, 0, 1.0, 1, 0.1, 1.2, -0.5, 2.0, bias, bad_words, min_length=7, prompt_length=2)
+    assert (job.n, job.logprobs, job.prompt_logprobs) == (3, LogprobOptions(0, processed=True), 20)
+    assert job.stop == Stopping(("ba", "c"), (), keeps_stop=True, min_tokens=5)
 
 
 @pytest.mark.parametrize("method", ["rejection", "block"])
@@ -71,9 +99,10 @@ def test_a_method_comes_with_a_length_of_q(method: str) -> None:
     def sampling(options: SpeculationOptions) -> Sampling:
         return job_of(GenerateRequest(prompt="abc", temperature=1.0, seed=5, speculation=options)).sampling
 
-    assert sampling(SpeculationOptions(method=method)) == Sampling(1.0, 0, 1.0, 5, Method(method), 64)
+    expected = Sampling(1.0, 0, 1.0, 5, prompt_length=3, method=Method(method), draft_top_n=64)
+    assert sampling(SpeculationOptions(method=method)) == expected
     assert sampling(SpeculationOptions(method=method, draft_top_n=3)).draft_top_n == 3
-    assert sampling(SpeculationOptions(method="coupled", draft_top_n=3)) == Sampling(1.0, 0, 1.0, 5)
+    assert sampling(SpeculationOptions(method="coupled", draft_top_n=3)) == Sampling(1.0, 0, 1.0, 5, prompt_length=3)
 
 
 def test_a_method_that_there_is_not() -> None:
@@ -129,6 +158,26 @@ def test_prompt_and_answer_may_fill_the_context_exactly() -> None:
         (GenerateRequest(prompt=""), "prompt", ["empty"]),
         (GenerateRequest(prompt="xyz"), "prompt", ["empty"]),  # nothing of it is in the vocabulary
         (GenerateRequest(prompt="a", speculation=SpeculationOptions(k=65)), "speculation.k", ["65", "[0, 64]"]),
+        (GenerateRequest(prompt="a", min_p=1.5), "min_p", ["1.5", "[0, 1]"]),
+        (GenerateRequest(prompt="a", repetition_penalty=0.0), "repetition_penalty", ["0.0", "[0.001, 1000]"]),
+        (GenerateRequest(prompt="a", presence_penalty=2.1), "presence_penalty", ["2.1", "[-2, 2]"]),
+        (GenerateRequest(prompt="a", frequency_penalty=float("nan")), "frequency_penalty", ["nan", "[-2, 2]"]),
+        (GenerateRequest(prompt="a", logit_bias=[(1, 101.0)]), "logit_bias", ["token 1", "101", "[-100, 100]"]),
+        (GenerateRequest(prompt="a", logit_bias=[(1, 1.0), (1, 2.0)]), "logit_bias", ["twice"]),
+        (GenerateRequest(prompt="a", logit_bias=[(11, 1.0)]), "logit_bias", ["11", "[0, 11)"]),
+        (GenerateRequest(prompt="a", bad_words=["a"] * 65), "bad_words", ["65", "64"]),
+        (GenerateRequest(prompt="a", bad_words=[""]), "bad_words", ["empty"]),
+        (GenerateRequest(prompt="a", min_tokens=-1), "min_tokens", ["-1", "at least 0"]),
+        (GenerateRequest(prompt="a", min_tokens=5, max_tokens=4), "min_tokens", ["5", "max_tokens", "4"]),
+        (GenerateRequest(prompt="a", min_tokens=100), "min_tokens", ["100", "99"]),
+        (GenerateRequest(prompt="a", n=65), "n", ["65", "[1, 64]"]),
+        (GenerateRequest(prompt="a", n=0), "n", ["0", "[1, 64]"]),
+        (GenerateRequest(prompt="a", logprobs=21), "logprobs", ["21", "[0, 20]"]),
+        (GenerateRequest(prompt="a", prompt_logprobs=-1), "prompt_logprobs", ["-1", "[0, 20]"]),
+        (GenerateRequest(prompt="a", logprobs_mode="x"), "logprobs_mode", ["'x'", "raw, processed"]),
+        (GenerateRequest(prompt="a", stop=["x"] * 17), "stop", ["17", "16"]),
+        (GenerateRequest(prompt="a", stop=["x" * 257]), "stop", ["257", "256"]),
+        (GenerateRequest(prompt="a", stop=["\udc00"]), "stop", ["Unicode"]),
         (GenerateRequest(prompt="a", speculation=SpeculationOptions(policy="x")), "speculation.policy", ["goodput"]),
     ],
 )
@@ -159,6 +208,16 @@ floats = st.floats() | st.none()
         top_p=floats,
         seed=numbers,
         stop_token_ids=st.lists(st.integers(-2, 13), max_size=70),
+        min_p=floats,
+        repetition_penalty=floats,
+        presence_penalty=floats,
+        frequency_penalty=floats,
+        logit_bias=st.lists(st.tuples(st.integers(-2, 13), st.floats(-101, 101)), max_size=4),
+        bad_words=st.lists(st.text("ab x\ud800", max_size=5), max_size=3),
+        min_tokens=numbers,
+        n=numbers,
+        logprobs=numbers,
+        stop=st.lists(st.text(max_size=5), max_size=3),
         speculation=st.builds(
             SpeculationOptions, policy=st.sampled_from(["", "fixed", "x"]), k=numbers, lookahead=numbers
         ),
@@ -175,6 +234,9 @@ def test_whatever_is_accepted_fits_the_model_and_the_wire(request_: GenerateRequ
     assert 0 < job.sampling.top_p <= 1
     assert 0 <= job.sampling.top_k < 2**32
     assert 0 <= job.sampling.seed < 2**64
+    assert all(0 <= id_ < 11 for word in job.sampling.bad_words for id_ in word)
+    assert job.sampling.min_length <= job.max_length
+    codec.target_commands_to_proto([(SessionId(1), OpenTarget((1,), job.sampling, 9, (), 0, logprobs=job.logprobs))])
     assert 0 <= job.k <= 64
     assert 0 <= job.max_lookahead <= 256
 
