@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from inference import sampling as inference_sampling
 from speculation import messages
 from speculation.draft_distribution import WEIGHT_TOTAL, DraftDistribution
 from speculation.fingerprint import fingerprint
-from speculation.messages import FinishReason, Method, OpenTarget, Proposal, Sampling
+from speculation.messages import FinishReason, LogprobOptions, Method, OpenTarget, Proposal, Sampling
 from speculation.relay import SessionStats
 from tests.doubles import reference
 from tests.doubles.tiny_models import VOCAB_SIZE
@@ -32,6 +33,7 @@ PARAMETERS = {
     "top-k": reference.Parameters(1.0, top_k=12),
     "top-p": reference.Parameters(1.0, top_p=0.8),
     "all": reference.Parameters(1.3, top_k=40, top_p=0.9),
+    "penalties": reference.Parameters(1.0, repetition_penalty=1.3, frequency_penalty=0.5),
 }
 METHODS = {
     "plain": SpeculationOptions(disabled=True),
@@ -63,6 +65,8 @@ async def ask(
         temperature=parameters.temperature,
         top_k=parameters.top_k,
         top_p=parameters.top_p,
+        repetition_penalty=parameters.repetition_penalty,
+        frequency_penalty=parameters.frequency_penalty,
         seed=parameters.seed,
         stop_token_ids=stop,
         speculation=way,
@@ -79,7 +83,7 @@ async def ask(
 def requests(is_greedy: bool) -> list[tuple[reference.Parameters, tuple[int, ...]]]:
     """Each parameter with some seeds, with and without stop tokens of the request's own."""
     return [
-        (reference.Parameters(0.0 if is_greedy else one.temperature, one.top_k, one.top_p, seed), stop)
+        (replace(one, temperature=0.0 if is_greedy else one.temperature, seed=seed), stop)
         for one in PARAMETERS.values()
         for seed in SEEDS
         for stop in ((), STOP_TOKENS)
@@ -96,7 +100,9 @@ def check_possible(model: LlamaForCausalLM, answer: Answer) -> None:
     token_ids = [*answer.prompt, *answer.tokens]
     logits = model(torch.tensor([token_ids]), use_cache=False).logits[0].float().numpy()
     for index, token in enumerate(answer.tokens, len(answer.prompt)):
-        assert token in _allowed(logits[index - 1], answer.parameters)
+        output = token_ids[len(answer.prompt) : index]
+        adjusted = reference.adjust(logits[index - 1], answer.parameters, answer.prompt, output, ())
+        assert token in _allowed(adjusted, answer.parameters)
     stops = {0, *answer.stop}
     assert not stops.intersection(answer.tokens[:-1])
     has_stopped = answer.tokens[-1] in stops
@@ -162,9 +168,14 @@ def test_given_its_drafts_a_session_says_the_same_alone_and_in_a_batch(make_runt
             prompt = prompt_of(9, seed=session)
             sampling = Sampling(1.5, seed=session, method=method, draft_top_n=3)
             harness.tokens[session], harness.verdicts[session] = [], []
-            opening = OpenTarget(tuple(prompt), sampling, len(prompt) + 4, (), 4)
+            opening = OpenTarget(
+                tuple(prompt), sampling, len(prompt) + 4, (), 4, logprobs=LogprobOptions(1, processed=True)
+            )
             harness.send(session, opening, drafts_for(session, prompt))
         harness.run()
+        for verdict in itertools.chain.from_iterable(harness.verdicts.values()):
+            assert len(verdict.logprobs) == len(verdict.token_ids)
+            assert all(one.logprob <= 0 for one in verdict.logprobs)
         return harness.tokens
 
     sessions = list(range(1, 9))
