@@ -178,7 +178,10 @@ class Coordinator:
             for session in sessions:
                 self._placement.admit(session)
             yield await self._started(job, sessions[0])
-            answers = [Answer(session, choice, self._detokenizer()) for choice, session in enumerate(sessions)]
+            answers = [
+                Answer(session, choice, self._detokenizer(), self._plain_step_s)
+                for choice, session in enumerate(sessions)
+            ]
             async for event in merged(answers, changed):
                 yield event
         finally:
@@ -217,6 +220,9 @@ class Coordinator:
             sessions.append(session)
         self._sessions.update(sessions)
         return sessions
+
+    def _plain_step_s(self, session: Session) -> float | None:
+        return self._costs[session.target_name].step_s(session.num_beside, session.num_beside)
 
     def _on_session_over(self, session: Session) -> None:
         self._sessions.discard(session)

@@ -56,6 +56,10 @@ class Session:
         self.id = session_id
         self.job = job
         self.parent = parent
+        self.target_name = ""
+        """The last target that it had."""
+        self.num_beside = 1
+        """Sessions that the target had at the last verdict, this one included."""
         self.target: TargetLink | None = None
         self.draft: DraftLink | None = None
         self.give_up: asyncio.TimerHandle | None = None
@@ -103,7 +107,7 @@ class Session:
         self._changed.set()
 
     def attach_target(self, link: TargetLink) -> None:
-        self.target = link
+        self.target, self.target_name = link, link.name
         link.sessions[self.id] = self
         self._perform(self.relay.on_target_up(time.monotonic()))
 
@@ -123,6 +127,7 @@ class Session:
     # -- events from the workers ------------------------------------------------------------------------------------
 
     def on_target_event(self, event: TargetEvent, load: Load, now_s: float) -> None:
+        self.num_beside = load.num_sessions
         self._perform(self.relay.on_target_event(event, load, now_s))
 
     def on_draft_event(self, event: DraftEvent, now_s: float) -> None:
@@ -176,6 +181,12 @@ class Session:
         if self._relay is not None:
             self._perform(self._relay.cancel(time.monotonic()))
         self._end()
+
+    def stop(self) -> None:
+        """Its reader has found the end of the answer in what was emitted; what else there is does not matter."""
+        self.finish_reason, self._error = FinishReason.STOP, None
+        self._unread.clear()
+        self.cancel()
 
     def _end(self) -> None:
         if self._is_over:

@@ -146,6 +146,9 @@ def _stats_to_proto(event: FinishedEvent) -> generation_pb2.SpeculationStats:
         num_caught=stats.num_caught,
         q_bytes_received=stats.q_bytes_received,
         q_bytes_relayed=stats.q_bytes_relayed,
+        steps_by_accepted=stats.steps_by_accepted,
+        num_wasted=stats.num_wasted,
+        estimated_speedup=event.estimated_speedup,
     )
 
 

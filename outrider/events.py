@@ -103,6 +103,12 @@ class SpeculationStats:
     """Bytes of draft distributions that came from draft workers."""
     q_bytes_relayed: int = 0
     """Of these, bytes that went on to the target."""
+    steps_by_accepted: tuple[tuple[int, int], ...] = ()
+    """``(accepted, steps)``: steps with drafted tokens, by how many of those were accepted."""
+    num_wasted: int = 0
+    """Drafted tokens that draft workers sent and that were not accepted."""
+    estimated_speedup: float = 0.0
+    """Over plain decoding; 0 if unknown, or decoded plainly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +269,9 @@ def _finished(finished: pb.Finished, choice: int) -> Finished:
             num_caught=stats.num_caught,
             q_bytes_received=stats.q_bytes_received,
             q_bytes_relayed=stats.q_bytes_relayed,
+            steps_by_accepted=tuple(sorted(stats.steps_by_accepted.items())),
+            num_wasted=stats.num_wasted,
+            estimated_speedup=stats.estimated_speedup,
         ),
         timing=Timing(timing.queue_s, timing.first_token_s, timing.total_s),
         choice=choice,

@@ -168,7 +168,7 @@ class DrafterSession:
 
     def _is_sendable(self, branch: DraftLine) -> bool:
         num_due = 1 if branch.num_sent else FIRST_OF_BRANCH
-        return branch.num_unsent >= num_due and branch.start < self._lines.main.num_sent  # else its place is unknown yet
+        return branch.num_unsent >= num_due and branch.start < self._lines.main.num_sent  # else its place is unknown
 
     def _propose(self, line: DraftLine) -> Proposal:
         before = self._lines.main.token_ids[: line.start] + line.token_ids[: line.num_sent]
