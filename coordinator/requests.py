@@ -16,24 +16,33 @@ from coordinator.structured_output import FIELD, FIELDS
 from coordinator.vocabulary import ServedModel
 from rpc.errors import FieldViolation, InvalidRequest, ModelNotFound
 from speculation.adaptive_k import POLICY_NAMES
+from speculation.draft_distribution import MAX_DRAFT_TOP_N
 from speculation.fingerprint import Fingerprint, extend
-from speculation.messages import Grammar, LogprobOptions, ModelInfo, Sampling, TokenId
+from speculation.messages import Grammar, LogprobOptions, Method, ModelInfo, Sampling, TokenId
 from speculation.relay import lookahead_for
 
 MAX_STOP_TOKENS = 64
 MAX_K = 64
 MAX_LOOKAHEAD = 256
 
+METHOD_NAMES = tuple(method.value for method in Method if method is not Method.UNKNOWN)
+
+DEFAULT_DRAFT_TOP_N = 64
+"""Tokens of q that are sent; docs/exactness.md says what more or fewer change."""
+
 
 @dataclass(frozen=True, slots=True)
 class SpeculationOptions:
-    """How to speculate, None or empty where the deployment is to choose. Never changes the output."""
+    """How to speculate, None or empty where the deployment is to choose."""
 
     disabled: bool = False
     policy: str = ""
     k: int | None = None
     lookahead: int | None = None
     turns: bool = False
+    method: str = ""
+    """"coupled" if empty; the others keep the distribution of the output, not its tokens (docs/exactness.md)."""
+    draft_top_n: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +222,12 @@ def _speculation_violations(options: SpeculationOptions) -> Iterator[FieldViolat
         yield FieldViolation("speculation.k", f"is {options.k}; must be in [0, {MAX_K}]")
     if options.lookahead is not None and not 0 <= options.lookahead <= MAX_LOOKAHEAD:
         yield FieldViolation("speculation.lookahead", f"is {options.lookahead}; must be in [0, {MAX_LOOKAHEAD}]")
+    if options.method and options.method not in METHOD_NAMES:
+        known = ", ".join(METHOD_NAMES)
+        yield FieldViolation("speculation.method", f"is {shown(options.method)}; must be one of {known}, or empty")
+    if options.draft_top_n is not None and not 1 <= options.draft_top_n <= MAX_DRAFT_TOP_N:
+        problem = f"is {options.draft_top_n}; must be in [1, {MAX_DRAFT_TOP_N}]"
+        yield FieldViolation("speculation.draft_top_n", problem)
 
 
 def _structure_violations(request: GenerateRequest) -> Iterator[FieldViolation]:
@@ -266,7 +281,8 @@ def _logprobs(request: GenerateRequest) -> LogprobOptions | None:
 
 
 def _sampling(request: GenerateRequest, num_prompt: int, model: ServedModel) -> Sampling:
-    repetition = request.repetition_penalty
+    repetition, options = request.repetition_penalty, request.speculation
+    method = Method(options.method) if options.method else Method.COUPLED
     return Sampling(
         temperature=request.temperature or 0.0,
         top_k=min(request.top_k or 0, model.info.vocab_size),  # more is the same as all, and must fit 32 bits
@@ -281,6 +297,8 @@ def _sampling(request: GenerateRequest, num_prompt: int, model: ServedModel) -> 
         min_length=num_prompt + request.min_tokens if request.min_tokens else 0,
         prompt_length=num_prompt,
         grammar=request.structured_output,
+        method=method,
+        draft_top_n=0 if method is Method.COUPLED else options.draft_top_n or DEFAULT_DRAFT_TOP_N,
     )
 
 

@@ -66,6 +66,8 @@ def _options_from_proto(message: generation_pb2.SpeculationOptions) -> Speculati
         k=message.k if message.HasField("k") else None,
         lookahead=message.lookahead if message.HasField("lookahead") else None,
         turns=message.turns,
+        method=message.method,
+        draft_top_n=message.draft_top_n if message.HasField("draft_top_n") else None,
     )
 
 
@@ -160,6 +162,8 @@ def _stats_to_proto(event: FinishedEvent) -> generation_pb2.SpeculationStats:
         policy=event.policy,
         num_misses=stats.num_misses,
         num_caught=stats.num_caught,
+        q_bytes_received=stats.q_bytes_received,
+        q_bytes_relayed=stats.q_bytes_relayed,
         steps_by_accepted=stats.steps_by_accepted,
         num_wasted=stats.num_wasted,
         estimated_speedup=event.estimated_speedup,

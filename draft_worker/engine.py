@@ -15,15 +15,15 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from draft_worker.drawing import LineEnd, draw_guesses
 from draft_worker.metrics import DraftMetrics
 from grammar import GrammarCompiler, GrammarError, GrammarPath, Mask, PendingPaths
-from inference import Chunk, OutOfKVBlocks, Runtime, SequenceId, SequenceRows, StepResult, draw
+from inference import Chunk, OutOfKVBlocks, Runtime, SequenceId, SequenceRows, StepResult
 from rpc.codec import DraftFrame
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.draft_lines import DraftLine, LineId
 from speculation.draft_schedule import DraftEntry, DraftSchedule
 from speculation.drafter import CommitMismatch, DrafterSession
-from speculation.guesses import NUM_RUNNERS_UP, guess_of
 from speculation.messages import (
     CloseSession,
     Commit,
@@ -241,18 +241,13 @@ class DraftEngine:
         return others
 
     def _draw(self, logits: Tensor, entries: Sequence[DraftEntry[_Session]]) -> None:
-        if not entries:
-            return
         masks, failed = self._masks(entries)
-        rows, positions = [], []
-        for entry, mask in zip(entries, masks, strict=True):
-            drafter = entry.session.drafter
-            row = entry.session.rows.row(drafter.committed, drafter.ahead(entry.line))
-            rows.append(row if mask is None else row.with_allowed(mask))
-            positions.append(drafter.position(entry.line))
-        draws = draw(logits, rows, positions, limit=self._vocab_size, num_runners_up=NUM_RUNNERS_UP)
-        for entry, token_id, runners_up in zip(entries, draws.token_ids, draws.runners_up, strict=True):
-            entry.session.drafter.drafted(entry.line, guess_of(token_id, runners_up))
+        ends = [
+            LineEnd(entry.session.drafter, entry.line, entry.session.rows, mask)
+            for entry, mask in zip(entries, masks, strict=True)
+        ]
+        for end, guess in zip(ends, draw_guesses(logits, ends, self._vocab_size), strict=True):
+            end.drafter.drafted(end.line, guess)
         for key, error in failed.items():
             self._fail(key, SessionError(SessionErrorCode.INVALID, f"grammar: {error}"))
 

@@ -4,6 +4,7 @@ A worker loads a model (`load_model`), runs packed batches through its `Runtime`
 of it on one `ModelThread`.
 """
 
+from inference.draft_distribution import pick, truncated_weights
 from inference.errors import (
     ContextOverflow,
     InferenceError,
@@ -25,6 +26,7 @@ from inference.logprobs import RowLogprobs, logprobs
 from inference.model_thread import Engine, ModelThread, ModelThreadStopped, StepResult
 from inference.noise import gumbel, random_bits, uniform
 from inference.paged_runtime import PagedRuntime
+from inference.ratio_rows import accept_uniforms, draw_residual, probabilities_at
 from inference.runtime import Chunk, Runtime, SequenceId
 from inference.sampling import Draws, SamplingRow, draw, warped
 from inference.sequence_rows import SamplingParameters, SequenceRows
@@ -54,13 +56,18 @@ __all__ = [
     "SequenceRows",
     "StepResult",
     "UnknownSequence",
+    "accept_uniforms",
     "draw",
+    "draw_residual",
     "gumbel",
     "load_model",
     "load_tokenizer",
     "load_tokenizer_json",
     "logprobs",
+    "pick",
+    "probabilities_at",
     "random_bits",
+    "truncated_weights",
     "uniform",
     "warm_up",
     "warped",

@@ -111,7 +111,8 @@ class Client:
         ``prompt`` is text or token ids; None leaves a parameter to the server; ``options`` are `SamplingOptions`.
         Raises `InvalidRequest` naming the field, and the rest of `rpc.errors`.
         """
-        _check_fits(max_tokens=max_tokens, top_k=top_k, k=speculation.k, lookahead=speculation.lookahead, seed=seed)
+        _check_fits(max_tokens=max_tokens, top_k=top_k, seed=seed)
+        _check_fits(k=speculation.k, lookahead=speculation.lookahead, draft_top_n=speculation.draft_top_n)
         with _representable():
             request = pb.GenerateRequest(
                 model=model,
@@ -196,7 +197,7 @@ def _check_fits(**values: int | None) -> None:
     for name, value in values.items():
         start, stop = (0, 2**64) if name == "seed" else (-(2**63), 2**63)
         if value is not None and not start <= value < stop:
-            path = f"speculation.{name}" if name in {"k", "lookahead"} else name
+            path = f"speculation.{name}" if name in {"k", "lookahead", "draft_top_n"} else name
             raise InvalidRequest(FieldViolation(path, f"has to be in [{start}, {stop}), got {value}"))
 
 
@@ -221,6 +222,8 @@ def _speculation_options(speculation: Speculation) -> pb.SpeculationOptions:
         k=speculation.k,
         lookahead=speculation.lookahead,
         turns=speculation.turns,
+        method=speculation.method,
+        draft_top_n=speculation.draft_top_n,
     )
 
 

@@ -26,7 +26,7 @@ class StructuredOutput:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """How to speculate; never changes the output. None and empty leave the choice to the deployment."""
+    """How to speculate. None and empty leave the choice to the deployment."""
 
     disabled: bool = False
     policy: str = ""
@@ -37,6 +37,10 @@ class Speculation:
     """Draft at most this many tokens beyond the committed ones."""
     turns: bool = False
     """For measurements: draft, then verify, in turns."""
+    method: str = ""
+    """"coupled", the default, never changes a token; "rejection" and "block" never change the distribution."""
+    draft_top_n: int | None = None
+    """For these two: how many of its most likely tokens the drafter draws from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,10 @@ class SpeculationStats:
     """Steps that contradicted what was drafted."""
     num_caught: int = 0
     """Of these, steps after which a branch went on from the target's own token."""
+    q_bytes_received: int = 0
+    """Bytes of draft distributions that came from draft workers."""
+    q_bytes_relayed: int = 0
+    """Of these, bytes that went on to the target."""
     steps_by_accepted: tuple[tuple[int, int], ...] = ()
     """``(accepted, steps)``: steps with drafted tokens, by how many of those were accepted."""
     num_wasted: int = 0
@@ -273,6 +281,8 @@ def _finished(finished: pb.Finished, choice: int) -> Finished:
             policy=stats.policy,
             num_misses=stats.num_misses,
             num_caught=stats.num_caught,
+            q_bytes_received=stats.q_bytes_received,
+            q_bytes_relayed=stats.q_bytes_relayed,
             steps_by_accepted=tuple(sorted(stats.steps_by_accepted.items())),
             num_wasted=stats.num_wasted,
             estimated_speedup=stats.estimated_speedup,

@@ -128,10 +128,14 @@ class GenerateSettings(BaseSettings):
     grammar: Path | None = None
     """Answer by the EBNF in this file, as GBNF (root ::= ...) or Lark (start: ...)."""
     speculation: bool = True
-    """Speculate; never changes the text."""
+    """Speculate; never changes the text, unless --method says so."""
     policy: Literal["fixed", "threshold", "goodput"] | None = None
     """How K is chosen. Unset: the server's choice."""
     k: int | None = None
     """K for the fixed policy, the greatest K otherwise."""
+    method: Literal["coupled", "rejection", "block"] | None = None
+    """How drafted tokens are verified. Unset: coupled; the others keep the text's distribution, not the text."""
+    draft_top_n: int | None = None
+    """Most likely tokens that the drafter draws from and tells of, for rejection and block. Unset: 64."""
     as_json: bool = Field(default=False, validation_alias="OUTRIDER_GENERATE_JSON")
     """Print one JSON object when done."""

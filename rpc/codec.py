@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from protos import common_pb2, draft_pb2, target_pb2
+from speculation.draft_distribution import DraftDistribution
 from speculation.messages import (
     ChatTemplate,
     CloseSession,
@@ -21,6 +22,7 @@ from speculation.messages import (
     FinishReason,
     Grammar,
     LogprobOptions,
+    Method,
     ModelInfo,
     OpenDraft,
     OpenTarget,
@@ -47,6 +49,14 @@ DraftFrame: TypeAlias = Sequence[tuple[SessionId, DraftEvent]]
 # -- parts that both workers share --------------------------------------------------------------------------------
 
 
+_METHOD_TO_PROTO: Mapping[Method, common_pb2.Method.ValueType] = {
+    Method.COUPLED: common_pb2.COUPLED,
+    Method.REJECTION: common_pb2.REJECTION,
+    Method.BLOCK: common_pb2.BLOCK,
+}
+_METHOD_FROM_PROTO: Mapping[int, Method] = {value: key for key, value in _METHOD_TO_PROTO.items()}
+
+
 def sampling_to_proto(sampling: Sampling) -> common_pb2.Sampling:
     grammar = sampling.grammar
     return common_pb2.Sampling(
@@ -54,6 +64,8 @@ def sampling_to_proto(sampling: Sampling) -> common_pb2.Sampling:
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         seed=sampling.seed,
+        method=_METHOD_TO_PROTO[sampling.method],
+        draft_top_n=sampling.draft_top_n,
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition_penalty,
         presence_penalty=sampling.presence_penalty,
@@ -73,6 +85,8 @@ def sampling_from_proto(message: common_pb2.Sampling) -> Sampling:
         top_k=message.top_k,
         top_p=message.top_p,
         seed=message.seed,
+        method=_METHOD_FROM_PROTO.get(message.method, Method.UNKNOWN),
+        draft_top_n=message.draft_top_n,
         min_p=message.min_p,
         repetition_penalty=message.repetition_penalty or 1.0,  # a peer that does not know it sends 0
         presence_penalty=message.presence_penalty,
@@ -144,6 +158,10 @@ def _proposal_to_proto(proposal: Proposal) -> common_pb2.Proposal:
         token_ids=proposal.token_ids,
         confidences=proposal.confidences,
         is_branch=proposal.is_branch,
+        distributions=[
+            common_pb2.DraftDistribution(token_ids=distribution.token_ids, weights=distribution.weights)
+            for distribution in proposal.distributions
+        ],
     )
 
 
@@ -154,6 +172,10 @@ def _proposal_from_proto(message: common_pb2.Proposal) -> Proposal:
         tuple(message.token_ids),
         tuple(message.confidences),
         message.is_branch,
+        tuple(
+            DraftDistribution(tuple(distribution.token_ids), tuple(distribution.weights))
+            for distribution in message.distributions
+        ),
     )
 
 

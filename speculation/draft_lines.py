@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NewType
 
+from speculation.draft_distribution import DraftDistribution
 from speculation.guesses import Guess, GuessStatistics
 from speculation.messages import TokenId
 
@@ -44,6 +45,11 @@ class DraftLine:
     def num_unsent(self) -> int:
         """Guesses that no proposal has carried yet."""
         return len(self.guesses) - self.num_sent
+
+    def unsent_distributions(self) -> tuple[DraftDistribution, ...]:
+        """What those were drawn from; empty where that is not to be told."""
+        unsent = self.guesses[self.num_sent :]
+        return tuple(guess.distribution for guess in unsent if guess.distribution is not None)
 
     def append(self, guess: Guess, chance: float) -> None:
         self.guesses.append(guess)

@@ -51,10 +51,12 @@ class DraftSchedule(Generic[SessionT]):
         self._max_step_tokens = max_step_tokens
         self._costs = StepCostModel()
         self._statistics = GuessStatistics()
+        self._ratio_statistics = GuessStatistics()  # their guesses are of another kind
 
     def open(self, command: OpenDraft, vocab_size: int, max_context: int) -> DrafterSession:
         """A session that starts from what the worker knows of its guesses, and adds to it."""
-        return DrafterSession(command, vocab_size, max_context, self._statistics)
+        statistics = self._ratio_statistics if command.sampling.by_ratio else self._statistics
+        return DrafterSession(command, vocab_size, max_context, statistics)
 
     def next(self, sessions: Collection[SessionT]) -> list[DraftEntry[SessionT]]:
         """The lines of this step, those that need it least last; branches that begin are made."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from speculation.draft_distribution import DraftDistribution
 from speculation.fingerprint import EMPTY, Fingerprint, extend
 from speculation.messages import Proposal, TokenId
 
@@ -27,6 +28,8 @@ class _Node:
     """Number of tokens up to and including this node's."""
     is_branch: bool = False
     """Came as part of a branch."""
+    distribution: DraftDistribution | None = None
+    """What the token was drawn from, if that was told."""
     children: dict[TokenId, _Node] = field(default_factory=dict)
 
 
@@ -75,7 +78,7 @@ class DraftTree:
                 return Graft()
             if proposal.is_branch and not node.children and not node.is_branch:
                 return Graft()  # it would be the main line, whose own token has not come
-            return Graft(self._grow(node, proposal.token_ids, proposal.is_branch))
+            return Graft(self._grow(node, proposal))
         if self._prefixes[proposal.prefix_length] != proposal.prefix_fingerprint:
             return Graft()
         return self._graft_late(proposal)
@@ -90,17 +93,20 @@ class DraftTree:
         num_late = num_right + 1 if num_right < len(decided) else num_right
         num_new = 0
         if num_right == len(decided):  # a branch too: the commit may have gone along it, and what follows is its rest
-            num_new = self._grow(self._root, proposal.token_ids[num_right:], proposal.is_branch)
+            num_new = self._grow(self._root, proposal, num_right)
         return Graft(num_new) if proposal.is_branch else Graft(num_new, num_late, num_right)
 
-    def _grow(self, node: _Node, token_ids: Sequence[TokenId], is_branch: bool) -> int:
+    def _grow(self, node: _Node, proposal: Proposal, start: int = 0) -> int:
+        """Hangs the proposal's tokens from ``start`` on below ``node``."""
         num_new = 0
-        for token_id in token_ids:
+        for index, token_id in enumerate(proposal.token_ids[start:], start):
             child = node.children.get(token_id)
             if child is None:
                 if len(self._nodes) >= self._max_nodes:
                     break
-                child = _Node(extend(node.fingerprint, token_id), node.length + 1, is_branch)
+                distribution = proposal.distributions[index] if proposal.distributions else None
+                fingerprint = extend(node.fingerprint, token_id)
+                child = _Node(fingerprint, node.length + 1, proposal.is_branch, distribution)
                 if child.fingerprint in self._nodes:  # a collision: drop rather than confuse two nodes
                     break
                 node.children[token_id] = child
@@ -148,3 +154,12 @@ class DraftTree:
             token_id, node = next(iter(node.children.items()))
             line.append(token_id)
         return line
+
+    def main_line_distributions(self, max_tokens: int) -> list[DraftDistribution | None]:
+        """What the tokens of `main_line` were drawn from."""
+        found: list[DraftDistribution | None] = []
+        node = self._root
+        while node.children and len(found) < max_tokens:
+            node = next(iter(node.children.values()))
+            found.append(node.distribution)
+        return found

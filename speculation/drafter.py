@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from speculation.draft_lines import DraftLine, DraftLines, Growth, LineId
-from speculation.fingerprint import extend, fingerprint
+from speculation.fingerprint import Fingerprint, extend, fingerprint
 from speculation.guesses import Guess, GuessStatistics
 from speculation.messages import Commit, OpenDraft, Proposal, TokenId
 
@@ -46,7 +46,8 @@ class DrafterSession:
         self._max_length = min(command.max_length or max_context, max_context)
         self._committed: list[TokenId] = list(command.token_ids)
         self._fingerprint = fingerprint(command.token_ids)
-        self._lines = DraftLines(GuessStatistics(statistics), min(command.max_branches, MAX_BRANCHES))
+        max_branches = 0 if command.sampling.by_ratio else min(command.max_branches, MAX_BRANCHES)
+        self._lines = DraftLines(GuessStatistics(statistics), max_branches)
 
     @property
     def num_committed(self) -> int:
@@ -109,6 +110,16 @@ class DrafterSession:
         """Of the line's next token."""
         return len(self._committed) + line.start + len(line)
 
+    def fingerprint(self, line: DraftLine) -> Fingerprint:
+        """Of all tokens up to the end of ``line``."""
+        return self._after_committed(self.ahead(line))
+
+    def _after_committed(self, token_ids: Sequence[TokenId]) -> Fingerprint:
+        found = self._fingerprint
+        for token_id in token_ids:
+            found = extend(found, token_id)
+        return found
+
     def ahead(self, line: DraftLine) -> list[TokenId]:
         """The drafted tokens from the committed ones to the end of ``line``."""
         return self._lines.main.token_ids[: line.start] + line.token_ids
@@ -157,21 +168,17 @@ class DrafterSession:
 
     def _is_sendable(self, branch: DraftLine) -> bool:
         num_due = 1 if branch.num_sent else FIRST_OF_BRANCH
-        return (
-            branch.num_unsent >= num_due and branch.start < self._lines.main.num_sent
-        )  # else its place is unknown yet
+        return branch.num_unsent >= num_due and branch.start < self._lines.main.num_sent  # else its place is unknown
 
     def _propose(self, line: DraftLine) -> Proposal:
-        prefix = self._fingerprint
         before = self._lines.main.token_ids[: line.start] + line.token_ids[: line.num_sent]
-        for token_id in before:
-            prefix = extend(prefix, token_id)
         proposal = Proposal(
             prefix_length=len(self._committed) + len(before),
-            prefix_fingerprint=prefix,
+            prefix_fingerprint=self._after_committed(before),
             token_ids=tuple(line.token_ids[line.num_sent :]),
             confidences=tuple(line.chances[line.num_sent :]),
             is_branch=line is not self._lines.main,
+            distributions=line.unsent_distributions(),
         )
         line.num_sent = len(line)
         return proposal

@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from speculation.draft_distribution import DraftDistribution
 from speculation.messages import TokenId
 
 NUM_RUNNERS_UP = 2
@@ -57,12 +58,23 @@ class Guess(NamedTuple):
     gap: float
     """To the best runner-up; infinite if there is none."""
     runners_up: tuple[RunnerUp, ...]
+    distribution: DraftDistribution | None = None
+    """What it was drawn from, if the target needs to know."""
 
 
 def guess_of(token_id: TokenId, runners_up: Sequence[tuple[TokenId, float]]) -> Guess:
     """A guess from a draw; ``runners_up`` are (token id, gap), best first."""
     found = tuple(RunnerUp(*one) for one in runners_up[:NUM_RUNNERS_UP])
     return Guess(token_id, found[0].gap if found else math.inf, found)
+
+
+def guess_from(token_id: TokenId, distribution: DraftDistribution) -> Guess:
+    """A guess that the target will judge by ``distribution``.
+
+    It has the same chance as any other: when a draft leaves depends on what it is believed to be worth, and drafts that
+    come sooner or later for what they are would bias what the target keeps.
+    """
+    return Guess(token_id, 0.0, (), distribution)
 
 
 class GuessStatistics:

@@ -10,8 +10,27 @@ import enum
 from dataclasses import dataclass
 from typing import NewType, TypeAlias
 
+from speculation.draft_distribution import DraftDistribution
+
 SessionId = NewType("SessionId", int)
 TokenId: TypeAlias = int
+
+
+GREEDY_BELOW = 1e-5
+"""Lower temperatures are greedy, as in `inference.sampling`."""
+
+
+class Method(enum.Enum):
+    """How drafted tokens are verified; docs/exactness.md says what each of them promises."""
+
+    COUPLED = "coupled"
+    """Kept while they are what the target draws with the same noise."""
+    REJECTION = "rejection"
+    """Kept with probability min(1, p/q), token by token."""
+    BLOCK = "block"
+    """Kept by the ratio of whole beginnings of the chain."""
+    UNKNOWN = ""
+    """Asked for by a newer peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +61,19 @@ class Sampling:
     prompt_length: int = 0
     """Where the output begins; 0: behind the tokens that the session is opened with."""
     grammar: Grammar | None = None
+    method: Method = Method.COUPLED
+    draft_top_n: int = 0
+    """Tokens in a drafter's distribution, for the methods that need one."""
+
+    @property
+    def by_ratio(self) -> bool:
+        """Drafts are kept by p/q. At temperature 0 all methods are one: a draft stays if it is the best token."""
+        return self.method is not Method.COUPLED and self.temperature >= GREEDY_BELOW
+
+    @property
+    def needs_q(self) -> bool:
+        """Proposals carry what they were drawn from; else the drafter takes its best token, of which q is one-hot."""
+        return self.by_ratio and self.draft_top_n != 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +103,8 @@ class Proposal:
     confidences: tuple[float, ...]
     is_branch: bool = False
     """Not what the drafter believes, but what it has ready should the main line be wrong there."""
+    distributions: tuple[DraftDistribution, ...] = ()
+    """What each token was drawn from, if `Sampling.needs_q`."""
 
 
 class FinishReason(enum.Enum):

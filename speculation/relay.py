@@ -112,6 +112,8 @@ class SessionStats:
     num_caught: int = 0
     steps_by_k: Counter[int] = field(default_factory=Counter)
     """Steps by the cap that they had."""
+    q_bytes_received: int = 0
+    q_bytes_relayed: int = 0
     steps_by_accepted: Counter[int] = field(default_factory=Counter)
     """Steps with drafted tokens, by how many of those were accepted."""
 
@@ -225,7 +227,7 @@ class RelaySession:
         self._max_lookahead = max_lookahead
         self._draft_max_length = min(draft_max_length, max_length) if draft_max_length else max_length
         self._turns = turns
-        self._max_branches = 0 if turns else max_branches
+        self._max_branches = 0 if turns or sampling.by_ratio else max_branches
         self._logprobs = logprobs
         self._prompt_logprobs = prompt_logprobs
         self._fork_of = fork_of
@@ -327,9 +329,12 @@ class RelaySession:
     def _on_proposal(self, proposal: Proposal) -> list[Action]:
         """Stale ones go too: the target counts how many of their tokens were right."""
         self.stats.num_proposed += len(proposal.token_ids)
+        q_bytes = sum(distribution.num_bytes for distribution in proposal.distributions)
+        self.stats.q_bytes_received += q_bytes
         if not self._target_open or self._k == 0:
             self.stats.num_dropped += len(proposal.token_ids)
             return []
+        self.stats.q_bytes_relayed += q_bytes
         return [ToTarget(proposal)]
 
     # -- ending -------------------------------------------------------------------------------------------------

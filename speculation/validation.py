@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from speculation.messages import OpenDraft, OpenTarget, Sampling, SessionError, SessionErrorCode
+from speculation.draft_distribution import MAX_DRAFT_TOP_N
+from speculation.messages import Method, OpenDraft, OpenTarget, Sampling, SessionError, SessionErrorCode
 
 
 def check_open_target(command: OpenTarget, vocab_size: int, max_context: int) -> SessionError | None:
@@ -48,6 +49,11 @@ def _check_sampling(sampling: Sampling) -> SessionError | None:
         return SessionError(SessionErrorCode.INVALID, f"temperature is {sampling.temperature}; it has to be >= 0")
     if not 0 < sampling.top_p <= 1:
         return SessionError(SessionErrorCode.INVALID, f"top_p is {sampling.top_p}; it has to be in (0, 1]")
+    if sampling.method is Method.UNKNOWN:
+        return SessionError(SessionErrorCode.INVALID, "method is not known here; update this worker or ask for another")
+    if sampling.by_ratio and not 1 <= sampling.draft_top_n <= MAX_DRAFT_TOP_N:
+        problem = f"draft_top_n is {sampling.draft_top_n}; it has to be in [1, {MAX_DRAFT_TOP_N}]"
+        return SessionError(SessionErrorCode.INVALID, problem)
     if not 0 <= sampling.min_p <= 1:
         return SessionError(SessionErrorCode.INVALID, f"min_p is {sampling.min_p}; it has to be in [0, 1]")
     return _check_logits(sampling)

@@ -7,14 +7,20 @@ The life of a step for one session, with ``n`` committed tokens of which the las
    ``len(drafted) + 1`` rows, exactly as it would in plain decoding.
 3. ``session.conclude(drafted, draws)``: a drafted token is accepted while it equals the target's draw; then follows
    the target's own token. The result does not depend on ``drafted``, only how many tokens one step commits does.
+
+That is the coupled method. By the others (`speculation.ratio`) the target keeps drafted tokens by probabilities; the
+draws of step 2 are then the tokens that it keeps and its own, which is never the one that it refused. What follows is
+the same for all methods.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from speculation.acceptance import AcceptanceProfile
 from speculation.cost import DraftPace
+from speculation.draft_distribution import DraftDistribution, one_hot
 from speculation.draft_tree import DraftTree, Graft
 from speculation.messages import FinishReason, OpenTarget, Proposal, TokenId, Verdict
 from speculation.turns import Turn
@@ -63,17 +69,38 @@ class VerifierSession:
 
     def stage(self, proposal: Proposal, now_s: float) -> Graft:
         """Keeps what is live of a proposal. A malformed one is dropped like a stale one: drafts are hints."""
-        graft = self._tree.graft(proposal) if self._is_well_formed(proposal) else Graft()
+        graft = self._graft(self._credible(proposal) if self.sampling.by_ratio else proposal)
         self._num_dropped += len(proposal.token_ids) - graft.num_new
-        self._learn_late(graft.num_late, graft.num_late_right)
+        if not self.sampling.by_ratio:  # what would have been kept by a ratio need not be what was drawn without it
+            self._learn_late(graft.num_late, graft.num_late_right)
         if not proposal.is_branch:  # branches come when the drafter has time for them: they tell nothing of its pace
             self.pace.on_proposal(now_s, graft.num_new)  # 0 too: the drafter is alive, and starts again
         elif graft.num_new and self._tree.main_line(1):
             self.pace.on_branch(now_s)
         return graft
 
-    def _is_well_formed(self, proposal: Proposal) -> bool:
-        return 0 < len(proposal.token_ids) <= MAX_PROPOSAL_TOKENS and max(proposal.token_ids) < self._vocab_size
+    def _graft(self, proposal: Proposal) -> Graft:
+        if not 0 < len(proposal.token_ids) <= MAX_PROPOSAL_TOKENS or max(proposal.token_ids) >= self._vocab_size:
+            return Graft()
+        return self._tree.graft(proposal)
+
+    def _credible(self, proposal: Proposal) -> Proposal:
+        """Cut before the first token that no valid distribution came with, unless the drafter takes its best ones.
+
+        Not dropped whole: whether a token counts must not depend on what follows from its being that token.
+        """
+        if not proposal.distributions and not self.sampling.needs_q and not proposal.is_branch:
+            return proposal
+        num_credible, pairs = 0, zip(proposal.token_ids, proposal.distributions, strict=False)
+        for token_id, distribution in () if proposal.is_branch else pairs:
+            if not distribution.is_valid(token_id, self._vocab_size, self.sampling.draft_top_n):
+                break
+            num_credible += 1
+        return dataclasses.replace(
+            proposal,
+            token_ids=proposal.token_ids[:num_credible],
+            distributions=proposal.distributions[:num_credible],
+        )
 
     @property
     def num_staged(self) -> int:
@@ -95,6 +122,12 @@ class VerifierSession:
     def drafted(self, k: int) -> list[TokenId]:
         """Up to ``k`` staged tokens to verify, never past the end of the sequence."""
         return self._tree.main_line(min(k, self._max_drafted))
+
+    def staged_behind(self, drafted: Sequence[TokenId]) -> list[tuple[TokenId, DraftDistribution]]:
+        """``drafted`` and, if there is one, the token staged behind them, each with what it was drawn from."""
+        num_tokens = len(drafted) + 1
+        line = zip(self._tree.main_line(num_tokens), self._tree.main_line_distributions(num_tokens), strict=True)
+        return [(token_id, distribution or one_hot(token_id)) for token_id, distribution in line]
 
     def conclude(self, drafted: Sequence[TokenId], draws: Sequence[TokenId], now_s: float) -> Verdict:
         """Commits the outcome of a step.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,6 +12,7 @@ from torch import Tensor
 from grammar import GrammarError, Mask
 from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, SequenceId, draw, logprobs, warped
 from speculation.messages import SessionError, SessionErrorCode, TokenId, TokenLogprobs
+from target_worker.ratio_verification import Judged, verify_by_ratio
 from target_worker.sessions import SessionKey, TargetEntry, TargetSession
 
 Masks: TypeAlias = "dict[SequenceId, list[Mask]]"
@@ -28,6 +30,23 @@ class Outcome:
     """``draws[i]`` follows the committed tokens and ``drafted[:i]``; ``num_draws`` of them."""
     logprobs: list[TokenLogprobs]
     """As many, if the session asked for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One entry among the rows that are drawn from."""
+
+    entry: TargetEntry
+    rows: Sequence[SamplingRow]
+    """How each is drawn; none if the entry draws nothing."""
+    start: int
+    """Of its rows among the logits."""
+
+    @property
+    def positions(self) -> range:
+        """Of the tokens that are drawn."""
+        start = len(self.entry.session.verifier.token_ids)
+        return range(start, start + len(self.rows))
 
 
 class VerifyForward:
@@ -120,21 +139,31 @@ class VerifyForward:
         session.prompt_logprobs += self._logprobs(logits[num_known:], token_ids, num_top)
 
     def _draw(self, logits: Tensor, entries: Sequence[TargetEntry], masks: Masks) -> list[Outcome]:
-        rows: list[SamplingRow] = []
-        positions: list[int] = []
-        for entry in entries:
-            if entry.is_complete:
-                committed = entry.session.verifier.token_ids
-                rows.extend(_rows(entry, masks.get(entry.session.sequence)))
-                positions.extend(range(len(committed), len(committed) + entry.num_draws))
-        token_ids = draw(logits, rows, positions, limit=self._vocab_size).token_ids if rows else []
-        outcomes, start = [], 0
-        for entry in entries:
-            stop = start + entry.num_draws
-            draws = token_ids[start:stop]
-            outcomes.append(Outcome(draws, self._logprobs_of(logits[start:stop], rows[start:stop], draws, entry)))
-            start = stop
+        parts = _parts(entries, masks)
+        outcomes = []
+        for part, draws in zip(parts, self._decide(logits, parts), strict=True):
+            its_logits = logits[part.start : part.start + len(draws)]
+            outcomes.append(Outcome(draws, self._logprobs_of(its_logits, part.rows[: len(draws)], draws, part.entry)))
         return outcomes
+
+    def _decide(self, logits: Tensor, parts: Sequence[_Part]) -> list[list[TokenId]]:
+        """The target's tokens of each part: drawn, or kept and drawn by the ratio rules if a session asks for that."""
+        judged = {index: one for index, part in enumerate(parts) if (one := _judged(part)) is not None}
+        if not judged:
+            return self._draw_tokens(logits, parts)
+        others = [index for index in range(len(parts)) if index not in judged]
+        drawn = self._draw_tokens(logits, [parts[index] for index in others])
+        its_logits = _rows_of(logits, [parts[index] for index in judged])
+        kept = verify_by_ratio(its_logits, list(judged.values()), self._vocab_size)
+        tokens = dict(zip([*others, *judged], [*drawn, *kept], strict=True))
+        return [tokens[index] for index in range(len(parts))]
+
+    def _draw_tokens(self, logits: Tensor, parts: Sequence[_Part]) -> list[list[TokenId]]:
+        rows = [row for part in parts for row in part.rows]
+        positions = [position for part in parts for position in part.positions]
+        token_ids = draw(_rows_of(logits, parts), rows, positions, limit=self._vocab_size).token_ids if rows else []
+        rest = iter(token_ids)
+        return [list(itertools.islice(rest, len(part.rows))) for part in parts]
 
     def _logprobs_of(
         self, logits: Tensor, rows: Sequence[SamplingRow], draws: Sequence[TokenId], entry: TargetEntry
@@ -150,9 +179,35 @@ class VerifyForward:
         return [TokenLogprobs(one.logprob, one.top) for one in found]
 
 
+def _parts(entries: Sequence[TargetEntry], masks: Masks) -> list[_Part]:
+    parts, start = [], 0
+    for entry in entries:
+        rows = _rows(entry, masks.get(entry.session.sequence)) if entry.is_complete else []
+        parts.append(_Part(entry, rows, start))
+        start += len(rows)
+    return parts
+
+
 def _rows(entry: TargetEntry, masks: Sequence[Mask] | None) -> list[SamplingRow]:
     """The rows that an entry draws from. There may be more masks: its drafted tokens went when memory was short."""
     rows = entry.session.rows.rows(entry.session.verifier.token_ids, entry.drafted)
     if masks is None:
         return rows
     return [row if mask is None else row.with_allowed(mask) for row, mask in zip(rows, masks, strict=False)]
+
+
+def _rows_of(logits: Tensor, parts: Sequence[_Part]) -> Tensor:
+    """The logits of some of the parts; a copy costs time, and most steps need none."""
+    chosen = [row for part in parts for row in range(part.start, part.start + len(part.rows))]
+    return logits if len(chosen) == len(logits) else logits[chosen]
+
+
+def _judged(part: _Part) -> Judged | None:
+    """None where the tokens are drawn: the session is coupled, has nothing staged, or no row to judge by."""
+    verifier = part.entry.session.verifier
+    if not verifier.sampling.by_ratio or not part.rows:
+        return None
+    staged = verifier.staged_behind(part.entry.drafted)
+    if not staged:
+        return None
+    return Judged(verifier.sampling.method, part.rows, part.positions.start, len(part.entry.drafted), staged)

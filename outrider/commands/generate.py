@@ -86,7 +86,13 @@ def _request(client: Client, settings: GenerateSettings, prompt: str) -> AsyncGe
         top_p=settings.top_p,
         seed=settings.seed,
         structured_output=_structured_output(settings),
-        speculation=Speculation(disabled=not settings.speculation, policy=settings.policy or "", k=settings.k),
+        speculation=Speculation(
+            disabled=not settings.speculation,
+            policy=settings.policy or "",
+            k=settings.k,
+            method=settings.method or "",
+            draft_top_n=settings.draft_top_n,
+        ),
         **_options(settings),
     )
 

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from protos import common_pb2, draft_pb2, target_pb2
 from rpc import codec
+from speculation.draft_distribution import DraftDistribution
 from speculation.messages import (
     CloseSession,
     Commit,
     FinishReason,
     Grammar,
     LogprobOptions,
+    Method,
     ModelInfo,
     OpenDraft,
     OpenTarget,
@@ -35,6 +37,7 @@ u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 tokens = st.lists(u32, max_size=6).map(tuple)
 seconds = st.floats(0, 1e6)
+methods = st.sampled_from([method for method in Method if method is not Method.UNKNOWN])
 float32 = st.floats(-100, 100, width=32)
 sampling = st.builds(
     Sampling,
@@ -51,9 +54,13 @@ sampling = st.builds(
     min_length=u32,
     prompt_length=u32,
     grammar=st.none() | st.builds(Grammar, st.text(max_size=5), st.text(max_size=20)),
+    method=methods,
+    draft_top_n=u32,
 )
 logprobs = st.builds(TokenLogprobs, float32, st.lists(st.tuples(u32, float32), max_size=3).map(tuple))
-proposal = st.builds(Proposal, u32, u64, tokens, st.lists(st.floats(0, 1, width=32), max_size=6).map(tuple))
+confidences = st.lists(st.floats(0, 1, width=32), max_size=6).map(tuple)
+distributions = st.lists(st.builds(DraftDistribution, tokens, tokens), max_size=3).map(tuple)
+proposal = st.builds(Proposal, u32, u64, tokens, confidences, st.booleans(), distributions)
 error = st.builds(SessionError, st.sampled_from(SessionErrorCode), st.text(max_size=20))
 close = st.just(CloseSession())
 verdict = st.builds(
@@ -129,6 +136,19 @@ def test_items_without_content_are_skipped() -> None:
     assert codec.draft_commands_from_proto(draft_pb2.DraftCommands(items=[draft_pb2.DraftCommand()])) == []
     assert codec.target_frame_from_proto(target_pb2.TargetEvents(items=[target_pb2.TargetEvent()])) == TargetFrame(())
     assert codec.draft_frame_from_proto(draft_pb2.DraftEvents(items=[draft_pb2.DraftEvent()])) == ()
+
+
+def test_a_method_of_a_newer_peer() -> None:
+    message = common_pb2.Sampling(temperature=1.0)
+    message.method = 99  # type: ignore[assignment]
+    assert codec.sampling_from_proto(message).method is Method.UNKNOWN
+
+
+def test_bytes_of_q_are_counted_as_the_wire_has_them() -> None:
+    distribution = DraftDistribution((1, 300, 70_000), (1, 35, 65_500))
+    message = common_pb2.DraftDistribution(token_ids=distribution.token_ids, weights=distribution.weights)
+    framing = 2 * 2  # a tag and a length for each of the two lists
+    assert len(message.SerializeToString()) == distribution.num_bytes + framing
 
 
 def test_codes_of_a_newer_peer() -> None:

@@ -12,7 +12,7 @@ from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, Spec
 from coordinator.vocabulary import load_served_model
 from rpc import codec
 from rpc.errors import InvalidRequest, ModelNotFound
-from speculation.messages import Grammar, LogprobOptions, OpenTarget, Sampling, SessionId
+from speculation.messages import Grammar, LogprobOptions, Method, OpenTarget, Sampling, SessionId
 from tests.doubles.scripted_workers import toy_model_info, toy_tokenizer_json
 
 TOKENIZER = toy_tokenizer_json()
@@ -92,6 +92,26 @@ def test_everything_said_of_logits_and_answers() -> None:
     assert job.sampling == Sampling(0.0, 0, 1.0, 1, 0.1, 1.2, -0.5, 2.0, bias, bad_words, min_length=7, prompt_length=2)
     assert (job.n, job.logprobs, job.prompt_logprobs) == (3, LogprobOptions(0, processed=True), 20)
     assert job.stop == Stopping(("ba", "c"), (), keeps_stop=True, min_tokens=5)
+
+
+@pytest.mark.parametrize("method", ["rejection", "block"])
+def test_a_method_comes_with_a_length_of_q(method: str) -> None:
+    def sampling(options: SpeculationOptions) -> Sampling:
+        return job_of(GenerateRequest(prompt="abc", temperature=1.0, seed=5, speculation=options)).sampling
+
+    expected = Sampling(1.0, 0, 1.0, 5, prompt_length=3, method=Method(method), draft_top_n=64)
+    assert sampling(SpeculationOptions(method=method)) == expected
+    assert sampling(SpeculationOptions(method=method, draft_top_n=3)).draft_top_n == 3
+    assert sampling(SpeculationOptions(method="coupled", draft_top_n=3)) == Sampling(1.0, 0, 1.0, 5, prompt_length=3)
+
+
+def test_a_method_that_there_is_not() -> None:
+    options = SpeculationOptions(method="typical", draft_top_n=0)
+    found = violations_of(GenerateRequest(prompt="a", speculation=options))
+    assert "coupled, rejection, block" in found["speculation.method"]
+    assert "[1, 256]" in found["speculation.draft_top_n"]
+    found = violations_of(GenerateRequest(prompt="a", speculation=SpeculationOptions(draft_top_n=2**40)))
+    assert set(found) == {"speculation.draft_top_n"}
 
 
 def test_without_a_seed_one_is_drawn_each_time() -> None:
