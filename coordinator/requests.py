@@ -33,6 +33,8 @@ class SpeculationOptions:
     k: int | None = None
     lookahead: int | None = None
     turns: bool = False
+    traces: bool = False
+    """Tell of each step what `coordinator.step_trace` has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class Job:
     k: int
     max_lookahead: int
     turns: bool = False
+    traces: bool = False
     n: int = 1
     logprobs: LogprobOptions | None = None
     prompt_logprobs: int | None = None
@@ -234,6 +237,7 @@ def _resolve(
         k=k,
         max_lookahead=lookahead,
         turns=options.turns,
+        traces=options.traces,
         n=request.n or 1,
         logprobs=_logprobs(request),
         prompt_logprobs=request.prompt_logprobs,

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from coordinator.links import WorkerLink
 from coordinator.requests import Job
+from coordinator.step_trace import StepTraces
 from rpc.codec import DraftFrame
 from rpc.errors import FieldViolation, InvalidRequest, OutriderError, Overloaded, SessionFailed, SlowReader
 from speculation.adaptive_k import Load
@@ -21,13 +22,16 @@ from speculation.messages import (
     DraftCommand,
     DraftEvent,
     FinishReason,
+    Proposal,
     SessionError,
     SessionErrorCode,
     SessionId,
+    StepReport,
     TargetCommand,
     TargetEvent,
     TargetFrame,
     TokenLogprobs,
+    Verdict,
 )
 from speculation.relay import Action, Emit, Fail, Finish, RelaySession, SessionStats, ToDraft, ToTarget
 
@@ -66,6 +70,7 @@ class Session:
         self.over_s = 0.0
         self.finish_reason: FinishReason | None = None
         self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        self.traces = StepTraces(arrived_s, len(job.prompt_token_ids)) if job.traces else None
         self._on_over = on_over
         self._relay: RelaySession | None = None
         self._is_over = False
@@ -122,11 +127,17 @@ class Session:
 
     # -- events from the workers ------------------------------------------------------------------------------------
 
-    def on_target_event(self, event: TargetEvent, load: Load, now_s: float) -> None:
-        self._perform(self.relay.on_target_event(event, load, now_s))
+    def on_target_event(self, event: TargetEvent, load: Load, now_s: float, report: StepReport | None = None) -> None:
+        """``report`` is that of the step behind the event."""
+        actions = self.relay.on_target_event(event, load, now_s)
+        if self.traces is not None and isinstance(event, Verdict) and actions:  # none: it came too late
+            self.traces.on_verdict(event, report, now_s)
+        self._perform(actions)
 
     def on_draft_event(self, event: DraftEvent, now_s: float) -> None:
         """After an error the drafter has dropped the session; it goes on plainly until a drafter connects anew."""
+        if self.traces is not None and isinstance(event, Proposal):
+            self.traces.on_proposal(event, now_s)
         if isinstance(event, SessionError) and self.draft is not None:
             self.draft.sessions.pop(self.id, None)
             self.draft = None
