@@ -45,10 +45,15 @@ async function call(path, options) {
     answer = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("the server cannot be reached; is it running?", 0);
+    throw new ApiError("the server cannot be reached; see whether it runs", 0);
   }
   if (!answer.ok) throw new ApiError(await problem(answer), answer.status);
   return answer;
+}
+
+function broken(error) {
+  if (error.name === "AbortError") throw error;
+  throw new ApiError("the connection to the server broke; run it again", 0);
 }
 
 async function problem(answer) {
@@ -65,7 +70,7 @@ async function* events(body) {
   let rest = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch(broken);
       if (done) return;
       const lines = (rest + value).split("\n");
       rest = lines.pop();

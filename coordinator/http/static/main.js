@@ -44,9 +44,9 @@ async function run() {
   } catch (error) {
     onFailure(error);
   } finally {
+    aborter = null;
     Object.values(arms).forEach(paint);
     drawCharts();
-    aborter = null;
     setBusy(false);
   }
 }

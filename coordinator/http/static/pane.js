@@ -18,7 +18,7 @@ export class Pane {
     element.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.#leave());
     element.addEventListener("keydown", (event) => this.#onKey(event));
     element.addEventListener("blur", () => this.#leave());
-    element.addEventListener("scroll", () => this.tip.hide());
+    element.addEventListener("scroll", () => this.#marked && this.tip.follow(this.#marked));
   }
 
   /** Shows another run, of this prompt, from its beginning. */
@@ -61,7 +61,7 @@ export class Pane {
   #go(index, byKey) {
     this.#unmark();
     this.#current = index;
-    const span = this.element.children[index + 1];
+    const span = this.#marked;
     span.classList.add("current");
     if (byKey) span.scrollIntoView({ block: "nearest" });
     this.tip.show(describe(this.#run, index), span, byKey);
@@ -74,7 +74,11 @@ export class Pane {
   }
 
   #unmark() {
-    this.element.children[this.#current + 1]?.classList.remove("current");
+    this.#marked?.classList.remove("current");
+  }
+
+  get #marked() {
+    return this.#current < 0 ? undefined : this.element.children[this.#current + 1];
   }
 }
 

@@ -14,18 +14,32 @@ const MAX_WIDTH = 30_000; // wider pictures take browsers long, and nobody scrol
 export function drawTimeline(chart, steps, pixelsPerMs) {
   if (!steps.length) return chart.replaceChildren();
   const drafts = draftsOf(steps);
-  const firstS = Math.min(steps[0].at_s - steps[0].step_s, drafts[0]?.start ?? Infinity);
+  const timed = timesOf(steps);
+  const firstS = Math.min(timed[0].begin, drafts[0]?.start ?? Infinity);
   const lastS = steps.at(-1).at_s;
   const scale = Math.min(pixelsPerMs, MAX_WIDTH / (1000 * (lastS - firstS))) * 1000;
   const x = (seconds) => LEFT + (seconds - firstS) * scale;
   const width = Math.max(chart.clientWidth - 2, x(lastS) + 20);
   const parts = [...ruler(firstS, lastS, scale, x), label(6, 28, "draft", "lane"), label(6, 78, "target", "lane")];
   for (const draft of drafts) parts.push(draftBox(draft, x));
-  for (const step of steps) parts.push(...stepParts(step, x));
+  for (const step of timed) parts.push(...stepParts(step, x));
   const misses = steps.filter((step) => step.missed);
   const caught = misses.filter((step) => step.caught).length;
   const told = `${steps.length} steps in ${Math.round(1000 * (lastS - firstS))} ms, ${misses.length} misses, ${caught} caught`;
   replacePicture(chart, picture(width, HEIGHT, told, parts));
+}
+
+/** Steps with their begin and end. A step ends before the next one begins, even if the coordinator heard of it late. */
+function timesOf(steps) {
+  const timed = [];
+  let next = Infinity;
+  for (const step of [...steps].reverse()) {
+    const end = Math.min(step.at_s, next);
+    const begin = end - step.step_s;
+    next = begin - step.waited_s;
+    timed.push({ ...step, waitBegin: next, begin, end });
+  }
+  return timed.reverse();
 }
 
 /** Proposals with an estimated start: drafters do not tell when they began. */
@@ -57,14 +71,13 @@ function draftBox(draft, x) {
 }
 
 function* stepParts(step, x) {
-  const begin = x(step.at_s - step.step_s);
+  const [waitBegin, begin, end] = [step.waitBegin, step.begin, step.end].map(x);
   const took = `${(1000 * step.step_s).toFixed(1)} ms`;
   const title = `${step.numTokens} tokens, ${step.numAccepted} of ${step.numDrafted} drafted accepted; ${took}`;
-  const waiting = x(step.at_s - step.step_s - step.waited_s);
-  if (step.waited_s) yield box("waited", waiting, STEPS.y + 8, begin - waiting, 10, "waited for drafts");
-  yield box(step.numDrafted ? "verify" : "free", begin, STEPS.y, x(step.at_s) - begin - 1, STEPS.height, title);
-  if (x(step.at_s) - begin > 11) yield label((begin + x(step.at_s)) / 2 - 3, STEPS.y + 17, String(step.numTokens));
-  if (step.missed) yield label(x(step.at_s), SIGN_Y, step.caught ? "◆" : "✕", "sign");
+  if (step.waited_s) yield box("waited", waitBegin, STEPS.y + 8, begin - waitBegin, 10, "waited for drafts");
+  yield box(step.numDrafted ? "verify" : "free", begin, STEPS.y, end - begin - 1, STEPS.height, title);
+  if (end - begin > 11) yield label((begin + end) / 2 - 3, STEPS.y + 17, String(step.numTokens));
+  if (step.missed) yield label(end, SIGN_Y, step.caught ? "◆" : "✕", "sign");
 }
 
 function* ruler(firstS, lastS, scale, x) {

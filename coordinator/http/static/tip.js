@@ -13,7 +13,7 @@ export class Tip {
     this.element.replaceChildren(title, ...parts);
     if (rows.length) this.element.append("Besides:", table(rows));
     this.element.hidden = false;
-    this.#place(anchor.getBoundingClientRect());
+    this.follow(anchor);
     if (isRead) this.status.textContent = [name, ...lines].join(". ");
   }
 
@@ -21,11 +21,13 @@ export class Tip {
     this.element.hidden = true;
   }
 
-  #place(anchor) {
+  /** Goes where the anchor is by now. */
+  follow(anchor) {
+    const { left, top, bottom } = anchor.getBoundingClientRect();
     const { offsetWidth: width, offsetHeight: height, style } = this.element;
-    const below = anchor.bottom + 6;
-    style.left = `${Math.max(8, Math.min(anchor.left, innerWidth - width - 8))}px`;
-    style.top = `${below + height < innerHeight ? below : Math.max(8, anchor.top - height - 6)}px`;
+    const below = bottom + 6;
+    style.left = `${Math.max(8, Math.min(left, innerWidth - width - 8))}px`;
+    style.top = `${below + height < innerHeight ? below : Math.max(8, top - height - 6)}px`;
   }
 }
 
