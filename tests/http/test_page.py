@@ -26,6 +26,9 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromi
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+PATIENCE_MS = 30_000
+"""A browser on a busy machine may take its time; nothing waits for it in vain."""
+
 METRICS_DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
 
@@ -55,7 +58,7 @@ class Visit:
         await self.page.press("#prompt", "Control+Enter")
 
     async def says(self, pattern: str, selector: str = "#status") -> None:
-        await playwright_api.expect(self.page.locator(selector)).to_have_text(re.compile(pattern))
+        await playwright_api.expect(self.page.locator(selector)).to_have_text(re.compile(pattern), timeout=PATIENCE_MS)
 
 
 @contextlib.asynccontextmanager
@@ -65,7 +68,7 @@ async def visiting(
     async with running_front_door(**settings) as door:
         context = await browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
         page = await context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE_MS)
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
