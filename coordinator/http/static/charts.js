@@ -14,7 +14,7 @@ const WINDOW = 16;
 export function drawDrafts(chart, steps) {
   const most = Math.max(1, ...steps.map((step) => Math.max(step.k, step.numDrafted)));
   const unit = (FLOOR - CEILING) / most;
-  const parts = [...axis(steps.length, [[0, "0"], [1, String(most)]])];
+  const parts = [...axis(steps, [[0, "0"], [1, String(most)]])];
   steps.forEach((step, index) => {
     const x = LEFT + index * STEP;
     const accepted = step.numAccepted * unit;
@@ -38,20 +38,22 @@ export function drawAcceptance(chart, steps) {
     latest = ratio(sum(recent, (step) => step.numAccepted), sum(recent, (step) => step.numDrafted));
     if (latest !== null) points.push(`${LEFT + index * STEP},${FLOOR - latest * (FLOOR - CEILING)}`);
   }
-  const parts = [...axis(steps.length, [[0, "0 %"], [0.5, "50"], [1, "100"]])];
+  const parts = [...axis(steps, [[0, "0 %"], [0.5, "50"], [1, "100"]])];
   parts.push(svg("polyline", { class: "rate-line", points: points.join(" ") }));
   const told = latest === null ? "nothing was drafted" : `${Math.round(100 * latest)} % of the latest drafts accepted`;
   replacePicture(chart, picture(widthFor(chart, steps.length), HEIGHT, told, parts));
 }
 
-function* axis(numSteps, marks) {
-  const right = LEFT + Math.max(numSteps, 1) * STEP;
+function* axis(steps, marks) {
+  const right = LEFT + Math.max(steps.length, 1) * STEP;
   for (const [share, text] of marks) {
     const y = FLOOR - share * (FLOOR - CEILING);
     yield rule(LEFT, y, right, y);
     yield label(4, y + 4, text);
   }
-  for (let step = 10; step <= numSteps; step += 10) yield label(LEFT + step * STEP - 10, HEIGHT - 3, String(step));
+  for (const [index, { number }] of steps.entries()) {
+    if (number % 10 === 0) yield label(LEFT + index * STEP - 2, HEIGHT - 3, String(number));
+  }
 }
 
 const widthFor = (chart, numSteps) => Math.max(chart.clientWidth - 2, LEFT + numSteps * STEP + 8);

@@ -8,7 +8,11 @@ import { drawTimeline } from "./timeline.js";
 import { Tip } from "./tip.js";
 
 const NUM_TOP_LOGPROBS = 5;
-const CHART_PERIOD_MS = 250; // while tokens come, drawing takes time from workers on the same machine
+// While tokens come, drawing takes time from workers on the same machine: text comes in at 20 pictures a second, charts at
+// two, of the latest steps only.
+const TEXT_PERIOD_MS = 50;
+const CHART_PERIOD_MS = 500;
+const NUM_LIVE_STEPS = 120;
 const RETRY_MS = 2000;
 
 const $ = (id) => document.getElementById(id);
@@ -78,14 +82,14 @@ async function stream(arm, body) {
   try {
     for await (const chunk of completion(body, aborter.signal)) {
       arm.run.add(chunk, performance.now());
-      painting ||= requestAnimationFrame(() => {
+      painting ||= setTimeout(() => {
         painting = 0;
         paint(arm);
         if (performance.now() - chartsDrawnMs > CHART_PERIOD_MS) drawCharts();
-      });
+      }, TEXT_PERIOD_MS);
     }
   } finally {
-    cancelAnimationFrame(painting);
+    clearTimeout(painting);
     paint(arm);
   }
 }
@@ -146,17 +150,16 @@ function sameness(speculative, plain) {
 
 function drawCharts() {
   chartsDrawnMs = performance.now();
-  const { steps } = arms.speculative.run;
-  drawDrafts($("k-chart"), steps);
-  drawAcceptance($("acceptance-chart"), steps);
+  drawDrafts($("k-chart"), stepsToDraw());
+  drawAcceptance($("acceptance-chart"), stepsToDraw());
   drawTimes();
 }
 
 function drawTimes() {
-  const { steps } = arms.speculative.run;
-  const recent = aborter ? steps.slice(-60) : steps; // the whole of it when there is time
-  drawTimeline($("timeline"), recent, Number($("scale").value));
+  drawTimeline($("timeline"), stepsToDraw(), Number($("scale").value));
 }
+
+const stepsToDraw = () => arms.speculative.run.steps.slice(aborter ? -NUM_LIVE_STEPS : 0);
 
 function say(text) {
   $("status").textContent = text;

@@ -2,7 +2,7 @@
 
 export class Run {
   tokens = []; // {text, kind, step, logprob, top}; kind: "drafted", "branch" or "own"
-  steps = []; // {numTokens, numAccepted, numDrafted, k, ...the server's "step"}
+  steps = []; // {number, numTokens, numAccepted, numDrafted, k, ...the server's "step"}
   counts = { drafted: 0, branch: 0, own: 0 };
   metrics = null;
   finishReason = null;
@@ -22,7 +22,7 @@ export class Run {
 
   #addStep(trace, logprobs, nowMs) {
     const step = {
-      start: this.tokens.length,
+      number: this.steps.length + 1,
       numTokens: trace.tokens.length,
       numAccepted: trace.tokens.filter((token) => token.drafted).length,
       numDrafted: trace.num_drafted,
