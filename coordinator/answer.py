@@ -7,7 +7,7 @@ session is then closed at its workers, and what they have decided beyond is drop
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from coordinator.detokenizer import Detokenizer
 from coordinator.events import FinishedEvent, Timing, TokenPiece, TokensEvent
@@ -15,17 +15,26 @@ from coordinator.session import Session
 from coordinator.stop_strings import StopStringSearch
 from speculation.messages import FinishReason, TokenId
 from speculation.relay import Emit
+from speculation.speedup import estimated_speedup
 
 
 class Answer:
     """Turns what a session emits into events."""
 
-    def __init__(self, session: Session, choice: int, detokenizer: Detokenizer) -> None:
+    def __init__(
+        self,
+        session: Session,
+        choice: int,
+        detokenizer: Detokenizer,
+        plain_step_s: Callable[[Session], float | None],
+    ) -> None:
+        """``plain_step_s``: seconds of a step of plain decoding of all sessions that the target has, if known."""
         job = session.job
         self.session = session
         self.is_over = False
         """`take` has returned the `FinishedEvent`."""
         self._choice = choice
+        self._plain_step_s = plain_step_s
         self._detokenizer = detokenizer
         self._search = StopStringSearch(job.stop.strings, job.stop.keeps_stop)
         self._min_tokens = job.stop.min_tokens
@@ -40,9 +49,9 @@ class Answer:
         for emit in self.session.take():
             events.append(self._tokens_event(emit))
             if self._stop_string is not None:
-                self.session.cancel()
+                self.session.stop()
                 break
-        if self._stop_string is not None or self.session.is_read:
+        if self.session.is_read:
             events += self._end()
         return events
 
@@ -74,16 +83,17 @@ class Answer:
         rest = ""
         if self._stop_string is None:
             rest, self._stop_string = self._search.push(self._detokenizer.flush())
-        if self._stop_string is None:
-            rest += self._search.flush()
+            if self._stop_string is None:
+                rest += self._search.flush()
+            else:
+                self.session.stop()
         finished = self._finished_event()
         if not rest:
             return [finished]
         return [TokensEvent(rest, (), 0, self.session.stats.last_k, self._choice), finished]
 
     def _finished_event(self) -> FinishedEvent:
-        session = self.session
-        reason = FinishReason.STOP if self._stop_string is not None else session.finish_reason
+        session, reason = self.session, self.session.finish_reason
         assert reason is not None
         return FinishedEvent(
             finish_reason=reason,
@@ -98,7 +108,15 @@ class Answer:
             ),
             choice=self._choice,
             stop_reason=self._stop_reason(reason),
+            estimated_speedup=self._estimated_speedup(),
         )
+
+    def _estimated_speedup(self) -> float:
+        session = self.session
+        if session.job.policy is None:
+            return 0.0
+        decode_s = session.over_s - session.first_token_s
+        return estimated_speedup(session.stats.num_committed, decode_s, self._plain_step_s(session))
 
     def _stop_reason(self, reason: FinishReason) -> str | TokenId | None:
         if self._stop_string is not None:

@@ -24,6 +24,7 @@ from coordinator.plain_steps import PlainStepTimes
 from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, validate
 from coordinator.session import DraftLink, Session, TargetLink
 from coordinator.settings import CoordinatorSettings
+from coordinator.structured_output import GrammarCheck
 from coordinator.traffic import Traffic
 from coordinator.vocabulary import ServedModel, check_same_vocabulary
 from rpc.codec import DraftFrame
@@ -72,6 +73,7 @@ class Coordinator:
         self._model: ServedModel | None = None
         self._model_known = asyncio.Event()
         self._detokenizer: Callable[[], Detokenizer]  # known with the model
+        self._grammars: GrammarCheck  # as well
         self._links_changed = asyncio.Event()
         self._session_ids = itertools.count(1)
         self._sessions: set[Session] = set()
@@ -123,6 +125,8 @@ class Coordinator:
     async def close(self) -> None:
         """Ends all sessions with `Cancelled`, closes all connections. Idempotent."""
         self._is_closed = True
+        if self._model is not None:
+            self._grammars.close()
         for session in list(self._sessions):
             session.fail(Cancelled("the coordinator is stopping; try another one, or again later"))
         for task in self._tasks:
@@ -190,7 +194,10 @@ class Coordinator:
             for session in sessions:
                 self._placement.admit(session)
             yield await self._started(job, sessions[0])
-            answers = [Answer(session, choice, self._detokenizer()) for choice, session in enumerate(sessions)]
+            answers = [
+                Answer(session, choice, self._detokenizer(), self._plain_step_s)
+                for choice, session in enumerate(sessions)
+            ]
             async for event in merged(answers, changed):
                 yield event
         finally:
@@ -210,8 +217,12 @@ class Coordinator:
             raise Unavailable("the coordinator is stopping; try another one, or again later")
         defaults = SpeculationDefaults(self._settings.policy, self._settings.max_k, self._settings.max_lookahead)
         if isinstance(request.prompt, str) and len(request.prompt) > LONG_PROMPT_CHARS:
-            return await asyncio.to_thread(validate, request, self._served(), defaults)
-        return validate(request, self._served(), defaults)
+            job = await asyncio.to_thread(validate, request, self._served(), defaults)
+        else:
+            job = validate(request, self._served(), defaults)
+        if job.sampling.grammar is not None:
+            await self._grammars.check(job.sampling.grammar)
+        return job
 
     def _new_sessions(self, job: Job, arrived_s: float, changed: asyncio.Event) -> list[Session]:
         """One for each choice; the first is the parent of the others."""
@@ -229,6 +240,9 @@ class Coordinator:
             sessions.append(session)
         self._sessions.update(sessions)
         return sessions
+
+    def _plain_step_s(self, session: Session) -> float | None:
+        return self._costs[session.target_name].step_s(session.num_beside, session.num_beside)
 
     def _on_session_over(self, session: Session) -> None:
         self._sessions.discard(session)
@@ -270,6 +284,7 @@ class Coordinator:
         if self._model is None:
             self._model = model
             self._detokenizer = detokenizers(model.tokenizer)
+            self._grammars = GrammarCheck(model)
             self._model_known.set()
         elif not _is_same_target(model.info, self._model.info):
             raise ModelMismatch(

@@ -11,7 +11,7 @@ earlier text changes.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, lru_cache
 from typing import Protocol
 
@@ -20,6 +20,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 MAX_HELD_TOKENS = 8
 """Longest a token's text is held back; a character is at most 4 bytes, so at most 4 byte tokens."""
+
+_WORD_START = "▁"
+"""How SentencePiece writes a space."""
 
 _REPLACEMENT = "\ufffd"
 
@@ -41,8 +44,8 @@ def detokenizers(tokenizer: Tokenizer) -> Callable[[], Detokenizer]:
     if isinstance(tokenizer.decoder, decoders.ByteLevel):
         token_bytes = _token_bytes(tokenizer)
         return lambda: _ByteDetokenizer(token_bytes)
-    special = _special_ids(tokenizer)
-    return lambda: _WindowDetokenizer(tokenizer, special)
+    special, fallback_bytes = _special_ids(tokenizer), _fallback_bytes(tokenizer)
+    return lambda: _WindowDetokenizer(tokenizer, special, fallback_bytes)
 
 
 @lru_cache(maxsize=4)  # one model is served, for a moment two
@@ -50,12 +53,24 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> Callable[[int], bytes]:
     """The bytes that each token stands for, on its own; of special tokens their names. Unknown ids have none."""
     special = _special_ids(tokenizer)
     is_byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
-    ordinary = _token_bytes(tokenizer) if is_byte_level else lambda id_: tokenizer.decode([id_]).encode()
+    ordinary = _token_bytes(tokenizer) if is_byte_level else _written_bytes(tokenizer)
 
     def bytes_of(token_id: int) -> bytes:
         return (tokenizer.id_to_token(token_id) or "").encode() if token_id in special else ordinary(token_id)
 
     return bytes_of
+
+
+def _written_bytes(tokenizer: Tokenizer) -> Callable[[int], bytes]:
+    """By the token's own string: decoding a token alone would take away the space that it begins with."""
+    fallback_bytes = _fallback_bytes(tokenizer)
+
+    def written_bytes(token_id: int) -> bytes:
+        if token_id in fallback_bytes:
+            return bytes([fallback_bytes[token_id]])
+        return (tokenizer.id_to_token(token_id) or "").replace(_WORD_START, " ").encode()
+
+    return written_bytes
 
 
 class _ByteDetokenizer:
@@ -88,6 +103,12 @@ def _token_bytes(tokenizer: Tokenizer) -> Callable[[int], bytes]:
     return token_bytes
 
 
+def _fallback_bytes(tokenizer: Tokenizer) -> Mapping[int, int]:
+    """The bytes that tokens of byte fallback, ``<0x00>`` to ``<0xFF>``, stand for; empty if there are none."""
+    token_ids = {byte: tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
+    return {token_id: byte for byte, token_id in token_ids.items() if token_id is not None}
+
+
 def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special)
 
@@ -106,15 +127,17 @@ class _WindowDetokenizer:
     """For any other tokenizer: decodes a window of recent tokens, and what follows the part already given is new.
 
     The window starts one piece back, so that decoders which treat the first token specially (a stripped space) see a
-    token before the new ones. Text that ends in U+FFFD is held back, at most `MAX_HELD_TOKENS` tokens.
+    token before the new ones. Text that ends in U+FFFD is held back, at most `MAX_HELD_TOKENS` tokens, unless it is
+    that very character, spelt in bytes.
 
     Differs from decoding all at once only where a decoder rewrites text given before: byte tokens that never become a
     character (Llama's byte fallback turns a whole run of them into U+FFFD when one is wrong).
     """
 
-    def __init__(self, tokenizer: Tokenizer, special_ids: Collection[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, special_ids: Collection[int], fallback_bytes: Mapping[int, int]) -> None:
         self._tokenizer = tokenizer
         self._special_ids = special_ids
+        self._fallback_bytes = fallback_bytes
         self._window: list[int] = []
         self._num_given = 0  # tokens of the window whose text has been given
         self._given = ""  # their text
@@ -124,9 +147,26 @@ class _WindowDetokenizer:
             return ""
         self._window.append(token_id)
         text = self._decode(self._window)
-        if text.endswith(_REPLACEMENT) and len(self._window) - self._num_given < MAX_HELD_TOKENS:
+        if text.endswith(_REPLACEMENT) and self._may_become_a_character():
             return ""
         return self._give(text)
+
+    def _may_become_a_character(self) -> bool:
+        held = self._window[self._num_given :]
+        return len(held) < MAX_HELD_TOKENS and not self._ends_in_whole_characters(held)
+
+    def _ends_in_whole_characters(self, held: list[int]) -> bool:
+        """Whether the last tokens are bytes, and these are whole characters."""
+        spelt: list[int] = []
+        for token_id in reversed(held):
+            if token_id not in self._fallback_bytes:
+                break
+            spelt.insert(0, self._fallback_bytes[token_id])
+        try:
+            bytes(spelt).decode()
+        except UnicodeDecodeError:
+            return False
+        return bool(spelt)
 
     def flush(self) -> str:
         return self._give(self._decode(self._window))

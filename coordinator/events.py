@@ -70,6 +70,8 @@ class FinishedEvent:
     choice: int = 0
     stop_reason: str | TokenId | None = None
     """The stop string, or the one of the request's own stop tokens, that ended it."""
+    estimated_speedup: float = 0.0
+    """Over plain decoding, see `speculation.speedup`; 0 if unknown, or decoded plainly."""
 
 
 GenerateEvent: TypeAlias = StartedEvent | TokensEvent | FinishedEvent

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from coordinator.sampling_checks import answer_violations, logit_violations, shown, token_violations
+from coordinator.structured_output import FIELD, FIELDS
 from coordinator.vocabulary import ServedModel
 from rpc.errors import FieldViolation, InvalidRequest, ModelNotFound
 from speculation.adaptive_k import POLICY_NAMES
 from speculation.fingerprint import Fingerprint, extend
-from speculation.messages import LogprobOptions, ModelInfo, Sampling, TokenId
+from speculation.messages import Grammar, LogprobOptions, ModelInfo, Sampling, TokenId
 from speculation.relay import lookahead_for
 
 MAX_STOP_TOKENS = 64
@@ -51,6 +52,8 @@ class GenerateRequest:
     stop_token_ids: Sequence[TokenId] = ()
     ignore_eos: bool = False
     speculation: SpeculationOptions = SpeculationOptions()
+    structured_output: Grammar | None = None
+    """Here checked for contradictions only; `coordinator.structured_output` tries whether it compiles."""
     request_id: str = ""
     """Empty: one is made up."""
     add_special_tokens: bool = True
@@ -139,7 +142,7 @@ def validate(request: GenerateRequest, model: ServedModel, defaults: Speculation
     violations = [*_prompt_violations(prompt, info), *_length_violations(request.max_tokens, len(prompt), info)]
     violations += [*_sampling_violations(request), *_stop_violations(request.stop_token_ids, info)]
     violations += [*logit_violations(request, info), *answer_violations(request, info.max_context - len(prompt))]
-    violations += _speculation_violations(request.speculation)
+    violations += [*_speculation_violations(request.speculation), *_structure_violations(request)]
     if violations:
         raise InvalidRequest(*violations)
     return _resolve(request, prompt, model, defaults)
@@ -215,6 +218,16 @@ def _speculation_violations(options: SpeculationOptions) -> Iterator[FieldViolat
         yield FieldViolation("speculation.lookahead", f"is {options.lookahead}; must be in [0, {MAX_LOOKAHEAD}]")
 
 
+def _structure_violations(request: GenerateRequest) -> Iterator[FieldViolation]:
+    if request.structured_output is None:
+        return
+    if request.structured_output.kind not in FIELDS:
+        yield FieldViolation(FIELD, f"says nothing; set one of {', '.join(FIELDS.values())}, or leave it out")
+    if request.ignore_eos:
+        problem = "contradicts structured_output: where that is complete, only an end-of-text token may follow"
+        yield FieldViolation("ignore_eos", problem)
+
+
 def _resolve(
     request: GenerateRequest, prompt: tuple[TokenId, ...], model: ServedModel, defaults: SpeculationDefaults
 ) -> Job:
@@ -271,6 +284,7 @@ def _sampling(request: GenerateRequest, num_prompt: int, model: ServedModel) -> 
         bad_words=_bad_word_tokens(request.bad_words, model),
         min_length=num_prompt + request.min_tokens if request.min_tokens else 0,
         prompt_length=num_prompt,
+        grammar=request.structured_output,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TypeAlias
 from coordinator.links import WorkerLink
 from coordinator.requests import Job
 from coordinator.step_trace import StepTraces
+from coordinator.structured_output import FIELD as STRUCTURED_OUTPUT
 from rpc.codec import DraftFrame
 from rpc.errors import FieldViolation, InvalidRequest, OutriderError, Overloaded, SessionFailed, SlowReader
 from speculation.adaptive_k import Load
@@ -60,6 +61,10 @@ class Session:
         self.id = session_id
         self.job = job
         self.parent = parent
+        self.target_name = ""
+        """The last target that it had."""
+        self.num_beside = 1
+        """Sessions that the target had at the last verdict, this one included."""
         self.target: TargetLink | None = None
         self.draft: DraftLink | None = None
         self.give_up: asyncio.TimerHandle | None = None
@@ -108,7 +113,7 @@ class Session:
         self._changed.set()
 
     def attach_target(self, link: TargetLink) -> None:
-        self.target = link
+        self.target, self.target_name = link, link.name
         link.sessions[self.id] = self
         self._perform(self.relay.on_target_up(time.monotonic()))
 
@@ -129,6 +134,7 @@ class Session:
 
     def on_target_event(self, event: TargetEvent, load: Load, now_s: float, report: StepReport | None = None) -> None:
         """``report`` is that of the step behind the event."""
+        self.num_beside = load.num_sessions
         actions = self.relay.on_target_event(event, load, now_s)
         if self.traces is not None and isinstance(event, Verdict) and actions:  # none: it came too late
             self.traces.on_verdict(event, report, now_s)
@@ -188,6 +194,12 @@ class Session:
             self._perform(self._relay.cancel(time.monotonic()))
         self._end()
 
+    def stop(self) -> None:
+        """Its reader has found the end of the answer in what was emitted; what else there is does not matter."""
+        self.finish_reason, self._error = FinishReason.STOP, None
+        self._unread.clear()
+        self.cancel()
+
     def _end(self) -> None:
         if self._is_over:
             return
@@ -235,5 +247,6 @@ def _error_of(failure: Fail) -> OutriderError:
     if code is SessionErrorCode.OUT_OF_MEMORY:
         return Overloaded(message)
     if code is SessionErrorCode.INVALID:
-        return InvalidRequest(FieldViolation("request", message))
+        field = STRUCTURED_OUTPUT if message.startswith("grammar: ") else "request"
+        return InvalidRequest(FieldViolation(field, message))
     return SessionFailed(f"the target worker gave up this request ({code.value}): {message}; try again")

@@ -9,7 +9,7 @@ from coordinator.traffic import Traffic
 from protos import generation_pb2
 from rpc.codec import logprobs_to_proto
 from rpc.errors import InvalidRequest, OutriderError
-from speculation.messages import TokenId
+from speculation.messages import Grammar, TokenId
 
 
 def request_from_proto(message: generation_pb2.GenerateRequest) -> GenerateRequest:
@@ -38,7 +38,25 @@ def request_from_proto(message: generation_pb2.GenerateRequest) -> GenerateReque
         logprobs_mode=message.logprobs_mode,
         stop=tuple(message.stop),
         include_stop_str_in_output=message.include_stop_str_in_output,
+        structured_output=_grammar_from_proto(message.structured_output)
+        if message.HasField("structured_output")
+        else None,
     )
+
+
+def _grammar_from_proto(message: generation_pb2.StructuredOutput) -> Grammar:
+    """A message that says nothing becomes a grammar of no kind."""
+    match message.WhichOneof("form"):
+        case "json_schema":
+            return Grammar("json_schema", message.json_schema)
+        case "regex":
+            return Grammar("regex", message.regex)
+        case "grammar":
+            return Grammar("ebnf", message.grammar)
+        case "json_object" if message.json_object:
+            return Grammar("json_object", "")
+        case _:
+            return Grammar("", "")
 
 
 def _options_from_proto(message: generation_pb2.SpeculationOptions) -> SpeculationOptions:
@@ -142,6 +160,9 @@ def _stats_to_proto(event: FinishedEvent) -> generation_pb2.SpeculationStats:
         policy=event.policy,
         num_misses=stats.num_misses,
         num_caught=stats.num_caught,
+        steps_by_accepted=stats.steps_by_accepted,
+        num_wasted=stats.num_wasted,
+        estimated_speedup=event.estimated_speedup,
     )
 
 

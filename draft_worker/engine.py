@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from grammar import GrammarCompiler, GrammarError, GrammarPath, Mask, PendingPaths
 from inference import Chunk, OutOfKVBlocks, Runtime, SequenceId, SequenceRows, StepResult, draw
 from rpc.codec import DraftFrame
 from rpc.engine_host import ConnectionId, Hangup, Submitted
@@ -45,6 +46,8 @@ class _Session:
     drafter: DrafterSession
     rows: SequenceRows
     sequences: dict[LineId, SequenceId]
+    path: GrammarPath | None = None
+    """Where the answer stands in its grammar; None: anything may be said."""
 
     def follow(self, runtime: Runtime) -> None:
         """After a commit or a pause: the cache loses what the drafter no longer has."""
@@ -53,6 +56,13 @@ class _Session:
         main = self.drafter.main
         if main.num_cached < runtime.length(self.sequences[main.id]):
             runtime.truncate(self.sequences[main.id], main.num_cached)
+
+    def mask(self, line: DraftLine) -> Mask:
+        """What may come behind ``line``. Raises `GrammarError`."""
+        if self.path is None:
+            return None
+        self.path.follow(self.drafter.committed)
+        return self.path.mask(self.drafter.ahead(line))
 
     def free(self, runtime: Runtime) -> None:
         for sequence in self.sequences.values():
@@ -77,9 +87,10 @@ class DraftEngine:
         max_step_tokens: int,
         flush_tokens: int,
         clock: Callable[[], float] = time.monotonic,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         """``vocab_size`` is the tokenizer's size. At most ``flush_tokens`` drafted tokens of a line wait to leave
-        together."""
+        together. Without ``grammars`` sessions with a grammar are refused."""
         self._runtime = runtime
         self._vocab_size = vocab_size
         self._schedule: DraftSchedule[_Session] = DraftSchedule(max_step_tokens)
@@ -87,6 +98,7 @@ class DraftEngine:
         self._clock = clock
         self._sessions: dict[SessionKey, _Session] = {}
         self._errors: list[tuple[SessionKey, SessionError]] = []
+        self._paths: PendingPaths[SessionKey] = PendingPaths(grammars)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -125,6 +137,7 @@ class DraftEngine:
         drafter = self._schedule.open(command, self._vocab_size, self._runtime.max_context)
         rows = SequenceRows(command.sampling, drafter.prompt_length, command.stop_token_ids, self._vocab_size)
         self._sessions[key] = _Session(key, drafter, rows, {drafter.main.id: self._runtime.open()})
+        self._paths.start(key, command.sampling, command.token_ids)
 
     def _commit(self, session: _Session, command: Commit) -> None:
         try:
@@ -138,19 +151,30 @@ class DraftEngine:
         session = self._sessions.pop(key, None)
         if session is not None:
             session.free(self._runtime)
+            self._paths.drop(key)
 
     def _fail(self, key: SessionKey, error: SessionError) -> None:
         self._drop(key)
         self._errors.append((key, error))
 
+    def _take_paths(self) -> None:
+        """Grammars that are compiled now let their sessions begin."""
+        for key, path in self._paths.take():
+            if isinstance(path, GrammarError):
+                self._fail(key, SessionError(SessionErrorCode.INVALID, f"grammar: {path}"))
+            else:
+                self._sessions[key].path = path
+
     # -- steps --------------------------------------------------------------------------------------------------
 
     def step(self) -> StepResult[EngineOutput]:
         """Drafts one more token for the lines that are chosen, and sends what is ready."""
-        entries = self._schedule.next(self._sessions.values())
+        self._take_paths()
+        sessions = self._paths.without(self._sessions)
+        entries = self._schedule.next(sessions)
         if entries:
             self._run(entries)
-        busy = self._schedule.has_work(self._sessions.values())
+        busy = self._schedule.has_work(sessions)
         return StepResult(self._take_frames(self._flush_tokens if busy else 1), wait_s=0.0 if busy else None)
 
     def _run(self, entries: list[DraftEntry[_Session]]) -> None:
@@ -190,14 +214,30 @@ class DraftEngine:
     def _draw(self, logits: Tensor, entries: Sequence[DraftEntry[_Session]]) -> None:
         if not entries:
             return
+        masks, failed = self._masks(entries)
         rows, positions = [], []
-        for entry in entries:
+        for entry, mask in zip(entries, masks, strict=True):
             drafter = entry.session.drafter
-            rows.append(entry.session.rows.row(drafter.committed, drafter.ahead(entry.line)))
+            row = entry.session.rows.row(drafter.committed, drafter.ahead(entry.line))
+            rows.append(row if mask is None else row.with_allowed(mask))
             positions.append(drafter.position(entry.line))
         draws = draw(logits, rows, positions, limit=self._vocab_size, num_runners_up=NUM_RUNNERS_UP)
         for entry, token_id, runners_up in zip(entries, draws.token_ids, draws.runners_up, strict=True):
             entry.session.drafter.drafted(entry.line, guess_of(token_id, runners_up))
+        for key, error in failed.items():
+            self._fail(key, SessionError(SessionErrorCode.INVALID, f"grammar: {error}"))
+
+    def _masks(self, entries: Sequence[DraftEntry[_Session]]) -> tuple[list[Mask], dict[SessionKey, GrammarError]]:
+        """What the grammars allow at the end of each line, and the sessions whose grammar fails there."""
+        masks: list[Mask] = []
+        failed: dict[SessionKey, GrammarError] = {}
+        for entry in entries:
+            try:
+                masks.append(entry.session.mask(entry.line))
+            except GrammarError as error:
+                masks.append(None)
+                failed[entry.session.key] = error
+        return masks, failed
 
     def _take_frames(self, flush_tokens: int) -> list[EngineOutput]:
         """One frame for each connection that has news; nothing waits for what will not be drafted."""

@@ -9,6 +9,7 @@ import grpc
 
 from draft_worker.engine import DraftEngine
 from draft_worker.settings import DraftWorkerSettings
+from grammar import GrammarCompiler
 from inference import ModelLoadError, ModelThread, load_model, load_tokenizer_json, warm_up
 from protos import draft_pb2_grpc
 from rpc.codec import DraftFrame
@@ -45,8 +46,11 @@ def load(settings: DraftWorkerSettings, on_progress: Callable[[str], None]) -> L
     info = describe_model(loaded.description, tokenizer_json)
     on_progress("warming up")
     warm_up(loaded.runtime)
-    engine = DraftEngine(loaded.runtime, info.tokenizer_size, settings.max_step_tokens, settings.flush_tokens)
-    make_thread: MakeThread[DraftFrame] = functools.partial(ModelThread, engine, num_threads=threads)
+    grammars = GrammarCompiler(tokenizer_json, info.tokenizer_size, info.eos_token_ids)
+    engine = DraftEngine(
+        loaded.runtime, info.tokenizer_size, settings.max_step_tokens, settings.flush_tokens, grammars=grammars
+    )
+    make_thread: MakeThread[DraftFrame] = functools.partial(ModelThread, engine, num_threads=threads, woken_by=grammars)
     return LoadedWorker(info, tokenizer_json.encode(), make_thread)
 
 

@@ -45,11 +45,22 @@ class Engine(Protocol[CommandIn, OutputOut]):
         ...
 
 
+class Waker(Protocol):
+    """Has something for the engine now and then, which it fetches in its next step."""
+
+    on_done: Callable[[], None]
+    """Called from any thread when there is something."""
+
+
 class ModelThreadStopped(RuntimeError):
     """The thread has been stopped or has failed, so the command would never be looked at."""
 
 
 class _Stop:
+    pass
+
+
+class _Wake:
     pass
 
 
@@ -67,14 +78,17 @@ class ModelThread(Generic[Command, Output]):
         *,
         on_failure: Callable[[BaseException], None] | None = None,
         num_threads: int | None = None,
+        woken_by: Waker | None = None,
         name: str = "model",
     ) -> None:
         self._engine = engine
         self._deliver = deliver
         self._on_failure = on_failure
         self._num_threads = num_threads
-        self._queue: SimpleQueue[Command | _Stop] = SimpleQueue()
+        self._queue: SimpleQueue[Command | _Stop | _Wake] = SimpleQueue()
         self._has_ended = threading.Event()
+        if woken_by is not None:
+            woken_by.on_done = self.wake
         # A daemon, so that a process whose main thread dies is not kept alive by a step that hangs on a device.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -90,6 +104,10 @@ class ModelThread(Generic[Command, Output]):
         if self._has_ended.is_set():
             raise ModelThreadStopped(f"the {self._thread.name} thread has ended")
         self._queue.put(command)
+
+    def wake(self) -> None:
+        """Have the engine step, as if its waiting time were over. Callable from any thread; never blocks."""
+        self._queue.put(_Wake())
 
     def stop(self) -> None:
         """End the thread after its present step and wait for it. Commands not yet applied are dropped. Repeatable."""
@@ -129,7 +147,8 @@ class ModelThread(Generic[Command, Output]):
         try:
             item = self._queue.get(timeout=None if wait_s is None else max(0.0, wait_s))
             while not isinstance(item, _Stop):
-                commands.append(item)
+                if not isinstance(item, _Wake):
+                    commands.append(item)
                 item = self._queue.get_nowait()
         except Empty:
             return commands

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from inference.adjustment import Adjustment, adjusted
+from inference.masking import exclude
 from inference.noise import gumbel
 from inference.warping import Candidates, candidates
 
@@ -40,6 +41,8 @@ class SamplingRow:
     """Keep tokens at least min_p times as likely as the most likely one; 0: all."""
     adjustment: Adjustment | None = None
     """What is done to the logits before anything else."""
+    allowed: bytes | None = None
+    """Which tokens may be drawn at all, as `inference.masking.exclude` takes it; at least one. None: all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -56,6 +59,10 @@ class SamplingRow:
     def with_adjustment(self, adjustment: Adjustment) -> SamplingRow:
         """The same row with its logits adjusted."""
         return replace(self, adjustment=adjustment)
+
+    def with_allowed(self, allowed: bytes) -> SamplingRow:
+        """The same row, in which only these tokens may be drawn."""
+        return replace(self, allowed=allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +106,8 @@ def draw(
         raise ValueError(f"{len(logits)} rows of logits, {len(rows)} settings and {len(positions)} positions")
     if limit is not None:
         logits = logits[:, :limit]
-    if any(row.adjustment is not None for row in rows):
-        logits = adjusted(logits, [row.adjustment for row in rows])
+    if any(row.adjustment is not None or row.allowed is not None for row in rows):
+        logits = _prepared(logits, rows)
     if not num_runners_up and all(row.is_greedy for row in rows):
         return Draws(logits.argmax(-1).tolist(), [])
     token_ids: list[int] = [0] * len(rows)
@@ -119,7 +126,7 @@ def warped(logits: torch.Tensor, rows: Sequence[SamplingRow], *, limit: int | No
 
     Greedy rows are adjusted and nothing else. Arguments as for `draw`.
     """
-    scores = adjusted(logits, [row.adjustment for row in rows])
+    scores = _prepared(logits, rows)
     if limit is not None:
         scores[:, limit:] = float("-inf")
     for indices in _groups(rows, scores.shape[1]):
@@ -130,6 +137,11 @@ def warped(logits: torch.Tensor, rows: Sequence[SamplingRow], *, limit: int | No
             columns = found.token_ids_or_all().expand(len(indices), -1)
             scores[indices] = kept.scatter(1, columns, found.scores)
     return scores
+
+
+def _prepared(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
+    """A copy with each row adjusted, and without what may not be drawn."""
+    return exclude(adjusted(logits, [row.adjustment for row in rows]), [row.allowed for row in rows], logits)
 
 
 def _groups(rows: Sequence[SamplingRow], vocab_size: int) -> Iterator[list[int]]:

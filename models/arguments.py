@@ -25,7 +25,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     shape.add_argument("--target-layers", type=int, default=22)
     shape.add_argument("--target-mlp", type=int, default=512)
     shape.add_argument(
-        "--draft", action="append", metavar="LAYERSxMLP[@TV]",
+        "--draft", action="append", metavar="LAYERSxMLP[xHIDDEN][@TV]",
         help="a draft to distil; several learn side by side, the first is draft/, the next draft1/ (default 4x512@2)",
     )  # fmt: skip
     time_ = parser.add_argument_group("time")

@@ -113,15 +113,36 @@ def prepare_data(args: argparse.Namespace, log: JsonLog) -> Data:
     return data
 
 
-def make_model(args: argparse.Namespace, layers: int, mlp: int, eos: int) -> LlamaForCausalLM:
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a model is made of."""
+
+    layers: int
+    mlp: int
+    hidden: int
+
+
+def target_shape(args: argparse.Namespace) -> Shape:
+    return Shape(args.target_layers, args.target_mlp, args.hidden)
+
+
+def draft_shape(args: argparse.Namespace, spec: str) -> tuple[Shape, float]:
+    """The shape, and the weight of total variation, from a spec such as 2x512@1, or 2x512x256@1 to be wider than the
+    target."""
+    shape, _, tv_weight = spec.partition("@")
+    layers, mlp, *hidden = map(int, shape.split("x"))
+    return Shape(layers, mlp, hidden[0] if hidden else args.hidden), float(tv_weight or 0)
+
+
+def make_model(args: argparse.Namespace, shape: Shape, eos: int) -> LlamaForCausalLM:
     """A Llama with heads of 64, tied embeddings, and its residual writes scaled down by depth."""
     config = LlamaConfig(
         vocab_size=args.vocab_size,
-        hidden_size=args.hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=args.hidden // 64,
-        num_key_value_heads=args.hidden // 64,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.hidden // 64,
+        num_key_value_heads=shape.hidden // 64,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -131,8 +152,8 @@ def make_model(args: argparse.Namespace, layers: int, mlp: int, eos: int) -> Lla
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.mul_((2 * layers) ** -0.5)
-            layer.mlp.down_proj.weight.mul_((2 * layers) ** -0.5)
+            layer.self_attn.o_proj.weight.mul_((2 * shape.layers) ** -0.5)
+            layer.mlp.down_proj.weight.mul_((2 * shape.layers) ** -0.5)
     return model.to(args.device)
 
 
@@ -151,7 +172,7 @@ def save(model: LlamaForCausalLM, folder: Path) -> None:
 
 def make_target(args: argparse.Namespace, data: Data, log: JsonLog) -> tuple[LlamaForCausalLM, LlamaForCausalLM | None]:
     """Train, finish, round and save the target. Returns it and, if it was finished, the companion draft."""
-    model = make_model(args, args.target_layers, args.target_mlp, data.eos)
+    model = make_model(args, target_shape(args), data.eos)
     log("target", num_params=sum(param.numel() for param in model.parameters()))
     handles = add_dropout(model, args.dropout)
     compile_layers(args, model)
@@ -163,7 +184,7 @@ def make_target(args: argparse.Namespace, data: Data, log: JsonLog) -> tuple[Lla
     for handle in handles:
         handle.remove()
     save(model, args.out / "target")
-    plain = plain_copy(args, model, args.target_layers, args.target_mlp, data.eos)
+    plain = plain_copy(args, model, target_shape(args), data.eos)
     log(
         "target",
         final=True,
@@ -179,9 +200,9 @@ def compile_layers(args: argparse.Namespace, model: LlamaForCausalLM) -> None:
             layer.compile(dynamic=False)
 
 
-def plain_copy(args: argparse.Namespace, model: LlamaForCausalLM, layers: int, mlp: int, eos: int) -> LlamaForCausalLM:
+def plain_copy(args: argparse.Namespace, model: LlamaForCausalLM, shape: Shape, eos: int) -> LlamaForCausalLM:
     """The same weights without hooks, compilation and gradients."""
-    plain = make_model(args, layers, mlp, eos)
+    plain = make_model(args, shape, eos)
     plain.load_state_dict(model.state_dict())
     return plain.eval().requires_grad_(False)
 
@@ -210,8 +231,7 @@ def load_pair(args: argparse.Namespace) -> tuple[LlamaForCausalLM, LlamaForCausa
 
 def finish(args: argparse.Namespace, data: Data, model: LlamaForCausalLM, log: JsonLog) -> LlamaForCausalLM:
     """Run the finish and return the companion, a draft of the first kind asked for."""
-    layers, mlp, _ = draft_shape(args.draft[0])
-    companion = make_model(args, layers, mlp, data.eos)
+    companion = make_model(args, draft_shape(args, args.draft[0])[0], data.eos)
     start_from_target(companion, model)
     compile_layers(args, companion)
     factor, length = args.finish_lr_factor, data.prompt_rows.shape[1]
@@ -230,7 +250,7 @@ def finish(args: argparse.Namespace, data: Data, model: LlamaForCausalLM, log: J
     )
     models = Finish(
         model,
-        plain_copy(args, model, args.target_layers, args.target_mlp, data.eos),
+        plain_copy(args, model, target_shape(args), data.eos),
         companion,
         [
             Optimizers(model, args.muon_lr * factor, args.adam_lr * factor, args.weight_decay),
@@ -245,17 +265,10 @@ def finish(args: argparse.Namespace, data: Data, model: LlamaForCausalLM, log: J
     return companion
 
 
-def draft_shape(spec: str) -> tuple[int, int, float]:
-    """Layers, MLP width and weight of total variation from a spec such as 2x512@1."""
-    shape, _, tv_weight = spec.partition("@")
-    layers, mlp = map(int, shape.split("x"))
-    return layers, mlp, float(tv_weight or 0)
-
-
 def make_student(args: argparse.Namespace, spec: str, source: LlamaForCausalLM, eos: int) -> Student:
     """A draft to train that starts from what fits of `source`."""
-    layers, mlp, tv_weight = draft_shape(spec)
-    model = make_model(args, layers, mlp, eos)
+    shape, tv_weight = draft_shape(args, spec)
+    model = make_model(args, shape, eos)
     start_from_target(model, source)
     loss = torch.compile(divergence, dynamic=False) if args.compile else divergence
     compile_layers(args, model)
@@ -282,7 +295,7 @@ def make_drafts(
     drafts = []
     for index, (student, spec) in enumerate(zip(students, args.draft, strict=True)):
         save(student.model, args.out / (f"draft{index}" if index else "draft"))
-        drafts.append(plain_copy(args, student.model, *draft_shape(spec)[:2], data.eos))
+        drafts.append(plain_copy(args, student.model, draft_shape(args, spec)[0], data.eos))
     return drafts
 
 

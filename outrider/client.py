@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from types import TracebackType
+from typing import Unpack
 
 import grpc
 
@@ -24,14 +25,17 @@ from outrider.events import (
     Speculation,
     SpeculationStats,
     Started,
+    StructuredOutput,
     Timing,
     Token,
+    TokenLogprobs,
     Tokens,
     Usage,
     collect,
     event_from_proto,
     served_model_from_proto,
 )
+from outrider.sampling_options import SamplingOptions, set_options
 from protos import generation_pb2 as pb
 from protos import generation_pb2_grpc
 from rpc.channel import open_channel
@@ -42,12 +46,15 @@ __all__ = [
     "Completion",
     "Event",
     "Finished",
+    "SamplingOptions",
     "ServedModel",
     "Speculation",
     "SpeculationStats",
     "Started",
+    "StructuredOutput",
     "Timing",
     "Token",
+    "TokenLogprobs",
     "Tokens",
     "Usage",
     "collect",
@@ -92,12 +99,14 @@ class Client:
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         speculation: Speculation = AS_DEPLOYED,
+        structured_output: StructuredOutput | None = None,
         timeout_s: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> AsyncGenerator[Event, None]:
-        """`Started`, then `Tokens` many times, then `Finished`.
+        """`Started`, then `Tokens` many times, then `Finished`; the last two of each choice, if ``n`` asks for several.
 
-        ``prompt`` is text or token ids; None leaves a parameter to the server. Raises `InvalidRequest` naming the
-        field, and the rest of `rpc.errors`.
+        ``prompt`` is text or token ids; None leaves a parameter to the server; ``options`` are `SamplingOptions`.
+        Raises `InvalidRequest` naming the field, and the rest of `rpc.errors`.
         """
         _check_fits(max_tokens=max_tokens, top_k=top_k, k=speculation.k, lookahead=speculation.lookahead, seed=seed)
         with _representable():
@@ -111,8 +120,10 @@ class Client:
                 stop_token_ids=stop_token_ids,
                 ignore_eos=ignore_eos,
                 speculation=_speculation_options(speculation),
+                structured_output=None if structured_output is None else _structured_output(structured_output),
                 **({"text": prompt} if isinstance(prompt, str) else {"tokens": pb.TokenIds(ids=prompt)}),
             )
+            set_options(request, **options)
         call = self._stub.Generate(request, timeout=timeout_s)
         answered = False
         try:
@@ -137,9 +148,11 @@ class Client:
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         speculation: Speculation = AS_DEPLOYED,
+        structured_output: StructuredOutput | None = None,
         timeout_s: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Completion:
-        """The whole answer of `generate`, with the same parameters and errors."""
+        """The whole answer of `generate` (its first choice), with the same parameters and errors."""
         events = self.generate(
             prompt,
             model=model,
@@ -151,7 +164,9 @@ class Client:
             stop_token_ids=stop_token_ids,
             ignore_eos=ignore_eos,
             speculation=speculation,
+            structured_output=structured_output,
             timeout_s=timeout_s,
+            **options,
         )
         async with aclosing(events):
             return collect([event async for event in events])
@@ -199,3 +214,16 @@ def _speculation_options(speculation: Speculation) -> pb.SpeculationOptions:
         lookahead=speculation.lookahead,
         turns=speculation.turns,
     )
+
+
+def _structured_output(wanted: StructuredOutput) -> pb.StructuredOutput:
+    texts = (wanted.json_schema, wanted.regex, wanted.grammar)
+    if wanted.json_object + sum(text is not None for text in texts) > 1:
+        raise InvalidRequest(FieldViolation("structured_output", "says more than one thing; give one of its fields"))
+    if wanted.json_schema is not None:
+        return pb.StructuredOutput(json_schema=wanted.json_schema)
+    if wanted.regex is not None:
+        return pb.StructuredOutput(regex=wanted.regex)
+    if wanted.grammar is not None:
+        return pb.StructuredOutput(grammar=wanted.grammar)
+    return pb.StructuredOutput(json_object=wanted.json_object)

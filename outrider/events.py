@@ -11,6 +11,20 @@ from rpc.errors import Unavailable
 
 
 @dataclass(frozen=True, slots=True)
+class StructuredOutput:
+    """What the answer has to look like: exactly one of these."""
+
+    json_schema: str | None = None
+    """A JSON schema, as JSON."""
+    json_object: bool = False
+    """Any JSON object."""
+    regex: str | None = None
+    """A regular expression, for the whole answer."""
+    grammar: str | None = None
+    """EBNF, as GBNF or Lark."""
+
+
+@dataclass(frozen=True, slots=True)
 class Speculation:
     """How to speculate; never changes the output. None and empty leave the choice to the deployment."""
 
@@ -26,6 +40,14 @@ class Speculation:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Of the token at one place, and ``(id, logprob)`` of the most likely ones there, best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """The request is admitted; ``seed`` is the one in use."""
 
@@ -33,6 +55,8 @@ class Started:
     model: str
     prompt_tokens: int
     seed: int
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """If asked for: of the prompt's tokens from the second on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +66,8 @@ class Token:
     id: int
     text: str
     drafted: bool
+    logprobs: TokenLogprobs | None = None
+    """If asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +78,8 @@ class Tokens:
     tokens: tuple[Token, ...]
     num_drafted: int
     k: int
+    choice: int = 0
+    """Which of the request's ``n`` answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +109,12 @@ class SpeculationStats:
     """Steps that contradicted what was drafted."""
     num_caught: int = 0
     """Of these, steps after which a branch went on from the target's own token."""
+    steps_by_accepted: tuple[tuple[int, int], ...] = ()
+    """``(accepted, steps)``: steps with drafted tokens, by how many of those were accepted."""
+    num_wasted: int = 0
+    """Drafted tokens that draft workers sent and that were not accepted."""
+    estimated_speedup: float = 0.0
+    """Over plain decoding; 0 if unknown, or decoded plainly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +128,15 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event. ``finish_reason`` is "stop" or "length"."""
+    """The last event of a choice. ``finish_reason`` is "stop" or "length"."""
 
     finish_reason: str
     usage: Usage
     speculation: SpeculationStats
     timing: Timing
+    choice: int = 0
+    stop_reason: str | int | None = None
+    """The stop string, or the one of the request's own stop tokens, that ended it."""
 
 
 Event: TypeAlias = Started | Tokens | Finished
@@ -117,6 +154,10 @@ class Completion:
     usage: Usage
     speculation: SpeculationStats
     timing: Timing
+    stop_reason: str | int | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """As many as ``token_ids``, if asked for."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,23 +187,26 @@ class ServedModel:
     traffic: Traffic = Traffic()
 
 
-def collect(events: Sequence[Event]) -> Completion:
-    """One answer from all of its events. Raises `Unavailable` if the last is missing."""
-    seed = next((event.seed for event in events if isinstance(event, Started)), 0)
-    steps = [event for event in events if isinstance(event, Tokens)]
+def collect(events: Sequence[Event], choice: int = 0) -> Completion:
+    """One answer from all events of its request. Raises `Unavailable` if the last is missing."""
+    started = next((event for event in events if isinstance(event, Started)), None)
+    steps = [event for event in events if isinstance(event, Tokens) and event.choice == choice]
     tokens = [token for step in steps for token in step.tokens]
-    finished = events[-1] if events else None
-    if not isinstance(finished, Finished):
+    finished = next((event for event in events if isinstance(event, Finished) and event.choice == choice), None)
+    if finished is None:
         raise Unavailable("the stream ended before the answer did: ask again")
     return Completion(
         text="".join(step.text for step in steps),
         token_ids=tuple(token.id for token in tokens),
         drafted=tuple(token.drafted for token in tokens),
         finish_reason=finished.finish_reason,
-        seed=seed,
+        seed=0 if started is None else started.seed,
         usage=finished.usage,
         speculation=finished.speculation,
         timing=finished.timing,
+        stop_reason=finished.stop_reason,
+        logprobs=tuple(token.logprobs for token in tokens if token.logprobs is not None),
+        prompt_logprobs=() if started is None else started.prompt_logprobs,
     )
 
 
@@ -170,22 +214,45 @@ def event_from_proto(event: pb.GenerateEvent) -> Event:
     """Raises `rpc.errors.Unavailable` for an event of a newer protocol."""
     match event.WhichOneof("event"):
         case "started":
-            started = event.started
-            return Started(started.request_id, started.model, started.prompt_tokens, started.seed)
+            return _started(event.started)
         case "tokens":
-            return _tokens(event.tokens)
+            return _tokens(event.tokens, event.choice)
         case "finished":
-            return _finished(event.finished)
+            return _finished(event.finished, event.choice)
         case unknown:
             raise Unavailable(f"the server sent an event that this client does not know ({unknown}): update the client")
 
 
-def _tokens(tokens: pb.Tokens) -> Tokens:
-    items = tuple(Token(token.id, token.text, token.drafted) for token in tokens.tokens)
-    return Tokens(tokens.text, items, tokens.num_drafted, tokens.k)
+def _started(started: pb.Started) -> Started:
+    prompt_logprobs = tuple(
+        TokenLogprobs(item.logprob, tuple(zip(item.top_token_ids, item.top_logprobs, strict=False)))
+        for item in started.prompt_logprobs
+    )
+    return Started(started.request_id, started.model, started.prompt_tokens, started.seed, prompt_logprobs)
 
 
-def _finished(finished: pb.Finished) -> Finished:
+def _tokens(tokens: pb.Tokens, choice: int) -> Tokens:
+    items = tuple(Token(token.id, token.text, token.drafted, _logprobs(token)) for token in tokens.tokens)
+    return Tokens(tokens.text, items, tokens.num_drafted, tokens.k, choice)
+
+
+def _logprobs(token: pb.Token) -> TokenLogprobs | None:
+    if not token.HasField("logprob"):
+        return None
+    return TokenLogprobs(token.logprob, tuple((item.token_id, item.logprob) for item in token.top_logprobs))
+
+
+def _stop_reason(reason: pb.StopReason) -> str | int | None:
+    match reason.WhichOneof("reason"):
+        case "text":
+            return reason.text
+        case "token_id":
+            return reason.token_id
+        case _:
+            return None
+
+
+def _finished(finished: pb.Finished, choice: int) -> Finished:
     usage, stats, timing = finished.usage, finished.speculation, finished.timing
     return Finished(
         finish_reason=finished.finish_reason,
@@ -206,8 +273,13 @@ def _finished(finished: pb.Finished) -> Finished:
             policy=stats.policy,
             num_misses=stats.num_misses,
             num_caught=stats.num_caught,
+            steps_by_accepted=tuple(sorted(stats.steps_by_accepted.items())),
+            num_wasted=stats.num_wasted,
+            estimated_speedup=stats.estimated_speedup,
         ),
         timing=Timing(timing.queue_s, timing.first_token_s, timing.total_s),
+        choice=choice,
+        stop_reason=_stop_reason(finished.stop_reason),
     )
 
 

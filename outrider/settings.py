@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -94,6 +95,38 @@ class GenerateSettings(BaseSettings):
     """Keep the most likely tokens until their mass reaches this, in (0, 1]. 1 is off."""
     seed: int | None = None
     """Selects the noise; the same seed gives the same text. Unset: drawn by the server."""
+    min_p: float | None = None
+    """Keep tokens at least this many times as likely as the most likely one, in [0, 1]. 0 is off."""
+    repetition_penalty: float | None = None
+    """Divides positive and multiplies negative logits of all tokens seen so far. 1 is off."""
+    presence_penalty: float | None = None
+    """Taken off the logits of tokens in the output, in [-2, 2]."""
+    frequency_penalty: float | None = None
+    """The same, times how often they are there."""
+    logit_bias: tuple[str, ...] = ()
+    """Added to a token's logit, as TOKEN_ID:BIAS. May be repeated."""
+    bad_words: tuple[str, ...] = ()
+    """Never in the output. May be repeated."""
+    min_tokens: int | None = None
+    """No stop token or stop string before so many tokens."""
+    n: int | None = None
+    """Answers to the same prompt; more than one needs --json."""
+    stop: str = ""
+    """End where this text appears."""
+    include_stop_str_in_output: bool = False
+    """Leave the stop string in the output."""
+    logprobs: int | None = None
+    """Tell the logprob of each token and so many of the most likely ones, with --json."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens."""
+    json_schema: Path | None = None
+    """Answer in JSON that fits the schema in this file."""
+    json_object: bool = False
+    """Answer with a JSON object."""
+    regex: str | None = None
+    """Answer with what this regular expression matches as a whole."""
+    grammar: Path | None = None
+    """Answer by the EBNF in this file, as GBNF (root ::= ...) or Lark (start: ...)."""
     speculation: bool = True
     """Speculate; never changes the text."""
     policy: Literal["fixed", "threshold", "goodput"] | None = None

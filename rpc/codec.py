@@ -19,6 +19,7 @@ from speculation.messages import (
     DraftCommand,
     DraftEvent,
     FinishReason,
+    Grammar,
     LogprobOptions,
     ModelInfo,
     OpenDraft,
@@ -47,6 +48,7 @@ DraftFrame: TypeAlias = Sequence[tuple[SessionId, DraftEvent]]
 
 
 def sampling_to_proto(sampling: Sampling) -> common_pb2.Sampling:
+    grammar = sampling.grammar
     return common_pb2.Sampling(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
@@ -60,10 +62,12 @@ def sampling_to_proto(sampling: Sampling) -> common_pb2.Sampling:
         bad_words=[common_pb2.TokenSequence(token_ids=token_ids) for token_ids in sampling.bad_words],
         min_length=sampling.min_length,
         prompt_length=sampling.prompt_length,
+        grammar=None if grammar is None else common_pb2.Grammar(kind=grammar.kind, text=grammar.text),
     )
 
 
 def sampling_from_proto(message: common_pb2.Sampling) -> Sampling:
+    grammar = Grammar(message.grammar.kind, message.grammar.text) if message.HasField("grammar") else None
     return Sampling(
         temperature=message.temperature,
         top_k=message.top_k,
@@ -77,6 +81,7 @@ def sampling_from_proto(message: common_pb2.Sampling) -> Sampling:
         bad_words=tuple(tuple(item.token_ids) for item in message.bad_words),
         min_length=message.min_length,
         prompt_length=message.prompt_length,
+        grammar=grammar,
     )
 
 

@@ -24,6 +24,10 @@ FIRST_OF_BRANCH = 2
 """Tokens of a branch that leave together first. The target says the first one itself; only the second saves a step."""
 
 
+BRANCH_FLUSHES = 2
+"""Times the tokens of the main line that leave together: so many of all branches do, when they leave alone."""
+
+
 class CommitMismatch(ValueError):
     """A commit leaves a gap behind, or contradicts, what is committed already."""
 
@@ -138,18 +142,24 @@ class DrafterSession:
         """What is to be sent now; at most ``flush_tokens`` of the main line wait to leave together.
 
         The first token after a miss goes at once, the target may be waiting for it; then 1, 2, 4, ... together.
-        Branches go along when the main line does, or when it has nothing to send: every frame costs the target time.
+        Branches go along with the main line. While that has nothing to send they gather, unless nothing more is going
+        to be drafted (``flush_tokens`` 1): every frame interrupts the target's step.
         """
         main = self._lines.main
         is_growing = len(main) < min(self._lookahead, self._max_length - len(self._committed))
         if main.num_unsent and is_growing and main.num_unsent < min(max(main.num_sent, 1), flush_tokens):
             return []
         proposals = [self._propose(main)] if main.num_unsent else []
-        for branch in self._lines.branches:
-            num_due = 1 if branch.num_sent else FIRST_OF_BRANCH
-            if branch.num_unsent >= num_due and branch.start < main.num_sent:  # else its place is not known yet
-                proposals.append(self._propose(branch))
+        branches = [branch for branch in self._lines.branches if self._is_sendable(branch)]
+        if proposals or sum(branch.num_unsent for branch in branches) >= BRANCH_FLUSHES * flush_tokens - 1:
+            proposals += [self._propose(branch) for branch in branches]
         return proposals
+
+    def _is_sendable(self, branch: DraftLine) -> bool:
+        num_due = 1 if branch.num_sent else FIRST_OF_BRANCH
+        return (
+            branch.num_unsent >= num_due and branch.start < self._lines.main.num_sent
+        )  # else its place is unknown yet
 
     def _propose(self, line: DraftLine) -> Proposal:
         prefix = self._fingerprint

@@ -15,6 +15,15 @@ TokenId: TypeAlias = int
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer has to look like; see ``Grammar`` in ``common.proto``."""
+
+    kind: str
+    """"json_schema", "json_object", "regex" or "ebnf"."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How one sequence is sampled. ``temperature`` 0 is greedy, ``top_k`` 0 and ``top_p`` 1 are off."""
 
@@ -32,6 +41,7 @@ class Sampling:
     """No stop token is drawn before prompt and output have so many tokens."""
     prompt_length: int = 0
     """Where the output begins; 0: behind the tokens that the session is opened with."""
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ along when drafting resumes.
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from speculation.adaptive_k import KPolicy, Load
@@ -109,6 +110,8 @@ class SessionStats:
     num_target_losses: int = 0
     num_misses: int = 0
     num_caught: int = 0
+    steps_by_accepted: Counter[int] = field(default_factory=Counter)
+    """Steps with drafted tokens, by how many of those were accepted."""
 
     def count(self, verdict: Verdict, k: int) -> None:
         """Adds one step that had ``k`` as its cap."""
@@ -122,6 +125,13 @@ class SessionStats:
         self.num_caught += verdict.caught
         self.sum_k += k
         self.last_k = k
+        if verdict.num_drafted:
+            self.steps_by_accepted[verdict.num_accepted] += 1
+
+    @property
+    def num_wasted(self) -> int:
+        """Drafted tokens that draft workers sent and that were not accepted, for whatever reason."""
+        return max(0, self.num_proposed - self.num_accepted)
 
     @property
     def acceptance_rate(self) -> float:

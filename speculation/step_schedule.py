@@ -70,8 +70,18 @@ class StepEntry(Generic[SessionT]):
 
     def without_drafted(self) -> StepEntry[SessionT]:
         """The same step for this session, as plain decoding."""
-        token_ids = self.token_ids[: len(self.token_ids) - len(self.drafted)]
-        return StepEntry(self.session, token_ids, [], self.is_complete, self.num_prompt_logits)
+        return self.cut(0)
+
+    def cut(self, num_drafted: int) -> StepEntry[SessionT]:
+        """The same step with the first ``num_drafted`` of its drafted tokens."""
+        num_tokens = len(self.token_ids) - len(self.drafted) + num_drafted
+        return StepEntry(
+            self.session,
+            self.token_ids[:num_tokens],
+            self.drafted[:num_drafted],
+            self.is_complete,
+            self.num_prompt_logits,
+        )
 
 
 @dataclass(frozen=True, slots=True)

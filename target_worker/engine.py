@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias
 
-from inference import Runtime, SequenceRows, StepResult
+from grammar import GrammarCompiler, GrammarError, PendingPaths
+from inference import OutOfKVBlocks, Runtime, SequenceRows, StepResult
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.messages import (
     CloseSession,
@@ -49,8 +51,12 @@ class VerifyEngine:
         vocab_size: int,
         max_step_tokens: int,
         clock: Callable[[], float] = time.monotonic,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
-        """``vocab_size`` is the tokenizer's size; ids beyond it are never drawn nor accepted."""
+        """``vocab_size`` is the tokenizer's size; ids beyond it are never drawn nor accepted.
+
+        Without ``grammars`` sessions with a grammar are refused.
+        """
         self._runtime = runtime
         self._vocab_size = vocab_size
         self._clock = clock
@@ -58,6 +64,7 @@ class VerifyEngine:
         self._schedule: StepSchedule[TargetSession] = StepSchedule(max_step_tokens)
         self._sessions: dict[SessionKey, TargetSession] = {}
         self._errors: list[tuple[SessionKey, SessionError]] = []
+        self._paths: PendingPaths[SessionKey] = PendingPaths(grammars)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -93,16 +100,45 @@ class VerifyEngine:
             return
         verifier, sequence = self._schedule.open(command, self._vocab_size), self._runtime.open()
         rows = SequenceRows(verifier.sampling, verifier.prompt_length, command.stop_token_ids, self._vocab_size)
-        self._sessions[key] = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence, rows=rows)
+        session = TargetSession(SessionId(sequence), verifier, key=key, sequence=sequence, rows=rows)
+        parent = self._sessions.get((key[0], command.fork_of)) if command.fork_of else None
+        self._sessions[key] = session
+        self._paths.start(key, command.sampling, command.token_ids)
+        if parent is not None and command.prompt_logprobs is None and session.can_share_with(parent):
+            session.waits_for = parent.key
+            self._share(parent)
+
+    def _share(self, parent: TargetSession) -> None:
+        """Those who wait for ``parent`` get what it has computed, once that is enough."""
+        for session in self._sessions.values():
+            if session.waits_for == parent.key and session.num_shareable <= parent.num_cached:
+                session.waits_for = None
+                with suppress(OutOfKVBlocks):  # computed as ever, when there is room
+                    session.fork(parent, self._runtime)
 
     def _drop(self, key: SessionKey) -> None:
         session = self._sessions.pop(key, None)
         if session is not None:
             self._runtime.free(session.sequence)
+            self._paths.drop(key)
+            self._let_one_go_first([other for other in self._sessions.values() if other.waits_for == key])
+
+    def _let_one_go_first(self, orphans: Sequence[TargetSession]) -> None:
+        """Whom these waited for is gone; the first takes its place."""
+        for index, orphan in enumerate(orphans):
+            orphan.waits_for = orphans[0].key if index else None
 
     def _fail(self, key: SessionKey, error: SessionError) -> None:
         self._drop(key)
         self._errors.append((key, error))
+
+    def _take_paths(self) -> None:
+        """Grammars that are compiled now let their sessions begin."""
+        for key, path in self._paths.take():
+            if isinstance(path, GrammarError):
+                self._fail(key, SessionError(SessionErrorCode.INVALID, f"grammar: {path}"))
+            else:
+                self._sessions[key].path = path
 
     def _make_room(self, key: SessionKey) -> bool:
         """Preempts the youngest session but ``key`` that holds memory; False if there is none."""
@@ -116,11 +152,13 @@ class VerifyEngine:
 
     def step(self) -> StepResult[EngineOutput]:
         """Runs one verify step over everything that is ready, or says how long to wait for drafts."""
-        step = self._schedule.next(self._sessions.values(), self._clock(), self._runtime.num_free_tokens)
+        self._take_paths()
+        sessions = [session for session in self._paths.without(self._sessions) if session.waits_for is None]
+        step = self._schedule.next(sessions, self._clock(), self._runtime.num_free_tokens)
         if step.wait_s > 0:
             return StepResult(self._take_frames([], None), wait_s=step.wait_s)
         verdicts, report = self._run(step.entries, step.waited_s) if step.entries else ([], None)
-        return StepResult(self._take_frames(verdicts, report), wait_s=0.0 if self._sessions else None)
+        return StepResult(self._take_frames(verdicts, report), wait_s=0.0 if sessions else None)
 
     def _run(
         self, entries: list[TargetEntry], waited_s: float
@@ -131,6 +169,9 @@ class VerifyEngine:
         if not entries:
             return [], None
         report = self._schedule.report(entries, now_s - start_s, waited_s)
+        if any(session.waits_for is not None for session in self._sessions.values()):
+            for entry in entries:
+                self._share(entry.session)
         verdicts: list[tuple[SessionKey, TargetEvent]] = []
         for entry, outcome in zip(entries, outcomes, strict=True):
             if entry.is_complete:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
 
-from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, draw, logprobs, warped
+from grammar import GrammarError, Mask
+from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, SequenceId, draw, logprobs, warped
 from speculation.messages import SessionError, SessionErrorCode, TokenId, TokenLogprobs
 from target_worker.sessions import SessionKey, TargetEntry
+
+Masks: TypeAlias = "dict[SequenceId, list[Mask]]"
+"""For each session with a grammar what it allows at each of its rows."""
 
 MAX_TOP_LOGPROBS = 64
 """More are cut to this, whatever a coordinator asks for."""
@@ -43,6 +48,7 @@ class VerifyForward:
 
     def run(self, entries: list[TargetEntry]) -> tuple[list[TargetEntry], list[Outcome]]:
         """The entries that ran, possibly fewer and without drafted tokens, and the outcome of each."""
+        entries, masks = self._constrain(entries)
         while entries:
             chunks = [Chunk(entry.session.sequence, entry.token_ids, entry.num_logits) for entry in entries]
             try:
@@ -50,11 +56,30 @@ class VerifyForward:
             except OutOfKVBlocks as error:
                 entries = self._shrink(entries, error)
                 continue
-            outcomes = self._draw(self._take_prompts(logits, entries), entries)
+            outcomes = self._draw(self._take_prompts(logits, entries), entries, masks)
             for entry in entries:
                 entry.session.num_cached += len(entry.token_ids)
             return entries, outcomes
         return [], []
+
+    def _constrain(self, entries: list[TargetEntry]) -> tuple[list[TargetEntry], Masks]:
+        """Cuts drafted tokens that a grammar forbids, and finds what it allows at each row of the others."""
+        masks: Masks = {}
+        if all(entry.session.path is None for entry in entries):
+            return entries, masks
+        allowed: list[TargetEntry] = []
+        for entry in entries:
+            path = entry.session.path
+            if path is not None and entry.is_complete:
+                try:
+                    path.follow(entry.session.verifier.token_ids)
+                    entry = entry.cut(path.num_allowed(entry.drafted))
+                    masks[entry.session.sequence] = path.masks(entry.drafted)
+                except GrammarError as error:
+                    self._fail(entry.session.key, SessionError(SessionErrorCode.INVALID, f"grammar: {error}"))
+                    continue
+            allowed.append(entry)
+        return allowed, masks
 
     def _shrink(self, entries: list[TargetEntry], error: OutOfKVBlocks) -> list[TargetEntry]:
         """Drafted tokens go first, then the youngest session, which is computed again later; a lone one fails."""
@@ -92,13 +117,13 @@ class VerifyForward:
         token_ids = session.verifier.token_ids[first : first + len(logits) - num_known]
         session.prompt_logprobs += self._logprobs(logits[num_known:], token_ids, num_top)
 
-    def _draw(self, logits: Tensor, entries: Sequence[TargetEntry]) -> list[Outcome]:
+    def _draw(self, logits: Tensor, entries: Sequence[TargetEntry], masks: Masks) -> list[Outcome]:
         rows: list[SamplingRow] = []
         positions: list[int] = []
         for entry in entries:
             if entry.is_complete:
                 committed = entry.session.verifier.token_ids
-                rows.extend(entry.session.rows.rows(committed, entry.drafted))
+                rows.extend(_rows(entry, masks.get(entry.session.sequence)))
                 positions.extend(range(len(committed), len(committed) + entry.num_draws))
         token_ids = draw(logits, rows, positions, limit=self._vocab_size).token_ids if rows else []
         outcomes, start = [], 0
@@ -121,3 +146,11 @@ class VerifyForward:
     def _logprobs(self, scores: Tensor, token_ids: Sequence[TokenId], num_top: int) -> list[TokenLogprobs]:
         found = logprobs(scores, token_ids, min(num_top, MAX_TOP_LOGPROBS), limit=self._vocab_size)
         return [TokenLogprobs(one.logprob, one.top) for one in found]
+
+
+def _rows(entry: TargetEntry, masks: Sequence[Mask] | None) -> list[SamplingRow]:
+    """The rows that an entry draws from. There may be more masks: its drafted tokens went when memory was short."""
+    rows = entry.session.rows.rows(entry.session.verifier.token_ids, entry.drafted)
+    if masks is None:
+        return rows
+    return [row if mask is None else row.with_allowed(mask) for row, mask in zip(rows, masks, strict=False)]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import grpc
 
+from grammar import GrammarCompiler
 from inference import LoadedTokenizer, ModelLoadError, ModelThread, load_model, load_tokenizer, warm_up
 from protos import target_pb2_grpc
 from rpc.engine_host import EngineHost, MakeThread
@@ -46,8 +47,11 @@ def load(
     info = describe_model(loaded.description, tokenizer.json, _chat_template(tokenizer))
     on_progress("warming up")
     warm_up(loaded.runtime)
-    engine = VerifyEngine(loaded.runtime, info.tokenizer_size, settings.max_step_tokens)
-    make_thread: MakeThread[TargetFrame] = functools.partial(ModelThread, engine, num_threads=threads)
+    grammars = GrammarCompiler(tokenizer.json, info.tokenizer_size, info.eos_token_ids)
+    engine = VerifyEngine(loaded.runtime, info.tokenizer_size, settings.max_step_tokens, grammars=grammars)
+    make_thread: MakeThread[TargetFrame] = functools.partial(
+        ModelThread, engine, num_threads=threads, woken_by=grammars
+    )
     return LoadedWorker(info, tokenizer.json.encode(), make_thread)
 
 

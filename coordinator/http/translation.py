@@ -11,8 +11,9 @@ from typing import Any
 from coordinator.http.bodies import ChatBody, CompletionBody, GenerationBody, SpeculationBody
 from coordinator.http.structured import structure_of
 from coordinator.requests import GenerateRequest, SpeculationOptions
+from coordinator.structured_output import FIELDS
 from rpc.errors import FieldViolation, InvalidRequest
-from speculation.messages import TokenId
+from speculation.messages import Grammar, TokenId
 
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_COMPLETION_TOKENS = 16
@@ -49,6 +50,7 @@ def to_request(
 ) -> GenerateRequest:
     """The engine's request for one prompt. Raises `InvalidRequest` naming every field that is not served."""
     check_served(body)
+    structure = structure_of(body)
     return GenerateRequest(
         prompt=prompt,
         max_tokens=max_tokens,
@@ -69,6 +71,7 @@ def to_request(
         logprobs=num_logprobs(body),
         stop=_stop_strings(body.stop),
         include_stop_str_in_output=body.include_stop_str_in_output,
+        structured_output=None if structure is None else Grammar(structure.kind, structure.text),
         speculation=speculation_options(body.speculation),
         request_id=request_id,
         add_special_tokens=add_special_tokens,
@@ -113,6 +116,9 @@ def num_logprobs(body: GenerationBody) -> int | None:
 def named_as_in(body: GenerationBody) -> Iterator[None]:
     """Within, complaints of the engine name the fields as the body does."""
     names = {"prompt": "messages", "logprobs": "top_logprobs"} if isinstance(body, ChatBody) else {}
+    structure = structure_of(body)
+    if structure is not None:
+        names[FIELDS[structure.kind]] = structure.field
     if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
     try:
@@ -158,8 +164,5 @@ def _unserved(body: GenerationBody) -> Iterator[FieldViolation]:
             yield FieldViolation(name, "is not supported by this server; leave it out")
     if isinstance(body, CompletionBody) and body.best_of not in (None, body.n or 1):
         yield FieldViolation("best_of", "is not supported; leave it out, and choose among n yourself")
-    structure = structure_of(body)
-    if structure is not None:
-        yield FieldViolation(structure.field, "is not supported by this server; leave it out")
     if body.stream_options is not None and not body.stream:
         yield FieldViolation("stream_options", "is for streams; leave it out, or set stream to true")

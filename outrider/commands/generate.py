@@ -14,7 +14,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from outrider.client import Client, Completion, Event, Finished, Speculation, Tokens, collect
+from outrider.client import (
+    Client,
+    Completion,
+    Event,
+    Finished,
+    SamplingOptions,
+    Speculation,
+    StructuredOutput,
+    Tokens,
+    collect,
+)
 from outrider.display import TokenPrinter
 from outrider.failures import BadUsage
 from outrider.options import with_settings
@@ -38,7 +48,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None and file is not None:
         raise BadUsage("a prompt and --file: give one of them")
     if file is not None:
-        return _decode(_read(file), f"--file {file}")
+        return _decode(_read(file, "--file"), f"--file {file}")
     if prompt is not None and prompt != "-":
         return prompt
     if sys.stdin is None or (sys.stdin.isatty() and prompt is None):
@@ -47,10 +57,14 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 async def _generate(settings: GenerateSettings, prompt: str) -> None:
+    if (settings.n or 1) > 1 and not settings.as_json:
+        raise BadUsage(f"--n {settings.n}: several answers at a time cannot be shown; add --json")
     async with Client(settings.address) as client, aclosing(_request(client, settings, prompt)) as events:
         if settings.as_json:
-            completion = collect([event async for event in events])
-            typer.echo(json.dumps(completion_object(completion), ensure_ascii=False))
+            found = [event async for event in events]
+            objects = [completion_object(collect(found, choice)) for choice in range(settings.n or 1)]
+            answer = objects[0] if settings.n is None else {"choices": objects}
+            typer.echo(json.dumps(answer, ensure_ascii=False))
         else:
             await _show(events, prompt)
 
@@ -69,8 +83,60 @@ def _request(client: Client, settings: GenerateSettings, prompt: str) -> AsyncGe
         top_k=settings.top_k,
         top_p=settings.top_p,
         seed=settings.seed,
+        structured_output=_structured_output(settings),
         speculation=Speculation(disabled=not settings.speculation, policy=settings.policy or "", k=settings.k),
+        **_options(settings),
     )
+
+
+def _options(settings: GenerateSettings) -> SamplingOptions:
+    return SamplingOptions(
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        presence_penalty=settings.presence_penalty,
+        frequency_penalty=settings.frequency_penalty,
+        logit_bias=dict(_bias(text) for text in settings.logit_bias),
+        bad_words=settings.bad_words,
+        min_tokens=settings.min_tokens,
+        n=settings.n,
+        stop=(settings.stop,) if settings.stop else (),
+        include_stop_str_in_output=settings.include_stop_str_in_output,
+        logprobs=settings.logprobs,
+        prompt_logprobs=settings.prompt_logprobs,
+    )
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token_id, _, bias = text.partition(":")
+    try:
+        return int(token_id), float(bias)
+    except ValueError:
+        raise BadUsage(f"--logit-bias {text!r}: give it as TOKEN_ID:BIAS, for example 40:-5") from None
+
+
+def _structured_output(settings: GenerateSettings) -> StructuredOutput | None:
+    """What the flags say. Raises `BadUsage` if a file cannot be read or more than one is given."""
+    flags = {
+        "--json-schema": settings.json_schema is not None,
+        "--json-object": settings.json_object,
+        "--regex": settings.regex is not None,
+        "--grammar": settings.grammar is not None,
+    }
+    given = [flag for flag, is_given in flags.items() if is_given]
+    if len(given) > 1:
+        raise BadUsage(f"{' and '.join(given)}: give one of them")
+    if not given:
+        return None
+    return StructuredOutput(
+        json_schema=_text_of(settings.json_schema, "--json-schema"),
+        json_object=settings.json_object,
+        regex=settings.regex,
+        grammar=_text_of(settings.grammar, "--grammar"),
+    )
+
+
+def _text_of(file: Path | None, flag: str) -> str | None:
+    return None if file is None else _decode(_read(file, flag), f"{flag} {file}")
 
 
 async def _show(events: AsyncGenerator[Event, None], prompt: str) -> None:
@@ -87,11 +153,11 @@ async def _show(events: AsyncGenerator[Event, None], prompt: str) -> None:
                 printer.prompt(prompt)
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, flag: str) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise BadUsage(f"--file {file}: {error.strerror}") from None
+        raise BadUsage(f"{flag} {file}: {error.strerror}") from None
 
 
 def _decode(data: bytes, source: str) -> str:

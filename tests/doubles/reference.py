@@ -4,7 +4,7 @@ for every token, no cache, noise and warping in numpy. Shares no code with what 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,12 +95,19 @@ def decode(
     parameters: Parameters,
     max_tokens: int,
     stop_token_ids: Sequence[int] = (),
+    allowed: Callable[[Sequence[int]], np.ndarray] | None = None,
 ) -> list[int]:
-    """Up to ``max_tokens`` tokens after ``prompt``, a stop token included."""
+    """Up to ``max_tokens`` tokens after ``prompt``, a stop token included.
+
+    ``allowed``, if given, says of each token whether it may follow an answer: bool [V].
+    """
     output: list[int] = []
     while len(output) < max_tokens:
         logits = model(torch.tensor([[*prompt, *output]]), use_cache=False).logits[0, -1].float().numpy()
         adjusted = adjust(logits, parameters, prompt, output, stop_token_ids)
+        if allowed is not None:
+            kept = np.where(allowed(output), adjusted, -np.inf)
+            adjusted = kept if kept.max() > -np.inf else np.where(allowed(output), logits, -np.inf)
         output.append(draw(adjusted, parameters, len(prompt) + len(output)))
         if output[-1] in stop_token_ids:
             break

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Iterator
 
 import httpx
+import openai
 import pytest
 from openai import OpenAI
 
@@ -144,3 +146,56 @@ def test_a_bias_decides(client: OpenAI, up: Up) -> None:
     url = up.http_url.removesuffix("/v1")
     [token_id] = httpx.post(f"{url}/tokenize", json={"prompt": "x"}).json()["tokens"]
     assert complete(client, logit_bias={str(token_id): 100}, max_tokens=5) == "xxxxx"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_that_fits_a_schema(client: OpenAI, streamed: bool) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+    fields = {
+        "model": "target",
+        "messages": [{"role": "user", "content": "Who?"}],
+        "max_tokens": 200,
+        "seed": 3,
+        "response_format": form,
+    }
+    if streamed:
+        stream = client.chat.completions.create(**fields, stream=True)  # type: ignore[call-overload]
+        choices = [choice for chunk in stream for choice in chunk.choices]
+        text, reason = "".join(c.delta.content or "" for c in choices), choices[-1].finish_reason
+    else:
+        [choice] = client.chat.completions.create(**fields).choices  # type: ignore[call-overload]
+        text, reason = choice.message.content, choice.finish_reason
+    assert reason == "stop"
+    person = json.loads(text)
+    assert set(person) == {"name", "age"}
+    assert 0 <= person["age"] <= 99
+
+
+def test_other_forms(client: OpenAI) -> None:
+    chat = client.chat.completions.create(
+        model="target",
+        messages=[{"role": "user", "content": "Yes or no?"}],
+        extra_body={"structured_outputs": {"choice": ["yes", "no"]}},
+    )
+    assert chat.choices[0].message.content in ("yes", "no")
+    assert re.fullmatch("[ab]{3}c", complete(client, extra_body={"guided_regex": "[ab]{3}c"}))
+    text = complete(client, max_tokens=60, extra_body={"response_format": {"type": "json_object"}})
+    assert text.lstrip().startswith("{")
+
+
+def test_a_form_that_is_none_names_its_field(client: OpenAI) -> None:
+    for field, value in (
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "unheard-of"}}}),
+        ("guided_regex", "("),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            complete(client, extra_body={field: value})
+        assert refused.value.param == field

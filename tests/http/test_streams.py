@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -12,6 +13,7 @@ import openai
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
+from coordinator.http import server
 from speculation.messages import SessionError, SessionErrorCode
 from tests.doubles import scripted_workers
 from tests.doubles.eventually import eventually
@@ -84,40 +86,52 @@ async def test_an_error_before_the_first_token_has_its_status() -> None:
             await client.completions.create(model="toy-target", prompt=PROMPT)
 
 
-async def test_a_reader_that_does_not_read_slows_nobody_and_is_told_why_it_was_ended(says_bytes: bytes) -> None:
+async def test_a_reader_that_does_not_read_slows_nobody_and_is_told_why_it_was_ended(
+    says_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SEND_BUFFER_BYTES", 4096)  # so that it is full soon
     target = ScriptedTarget(turn_s=0.0002)
-    async with running_front_door(target, max_buffered_events=50) as door, httpx.AsyncClient() as web:
-        reader, writer = await post_without_reading(door, "/v1/completions", {"max_tokens": 4000})
+    async with (
+        running_front_door(target, max_buffered_events=20) as door,
+        httpx.AsyncClient() as web,
+        posted_without_reading(door, {"max_tokens": 4000}) as reader,
+    ):
         await eventually(lambda: target.num_sessions == 1, "the slow reader's request is under way")
         body = {"prompt": PROMPT, "max_tokens": 50, "ignore_eos": True}
         other = await web.post(f"{door.url}/v1/completions", json=body)
         assert other.json()["usage"]["completion_tokens"] == 50
-        await eventually(lambda: door.num_worker_sessions == 0, "the slow reader's work has ended")
+        await eventually(lambda: door.num_worker_sessions == 0, "the slow reader's work has ended", 60)
         rest = (await reader.read()).decode()
-        writer.close()
-        await writer.wait_closed()
     assert '"code":"slow_reader"' in rest
     assert "[DONE]" not in rest
 
 
-async def post_without_reading(
-    door: FrontDoor, path: str, fields: dict[str, object]
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A streamed request whose client takes hardly anything from its socket."""
+@contextlib.asynccontextmanager
+async def posted_without_reading(door: FrontDoor, fields: dict[str, object]) -> AsyncIterator[asyncio.StreamReader]:
+    """A streamed completion whose client takes hardly anything from its socket."""
     host, _, port = door.url.removeprefix("http://").partition(":")
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)  # the system's buffers take megabytes otherwise
     connection.setblocking(False)
     await asyncio.get_running_loop().sock_connect(connection, (host, int(port)))
     reader, writer = await asyncio.open_connection(sock=connection, limit=1024)
+    try:
+        writer.write(_request(host, fields))
+        await writer.drain()
+        yield reader
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def _request(host: str, fields: dict[str, object]) -> bytes:
+    """With a trace and a long id, which make every event of the stream long."""
     body = {"prompt": PROMPT, "stream": True, "ignore_eos": True, "speculation": {"trace": True}, **fields}
     content = json.dumps(body)
-    writer.write(
-        f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        f"content-length: {len(content)}\r\n\r\n{content}".encode()
-    )
-    await writer.drain()
-    return reader, writer
+    return (
+        f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        f"x-request-id: {'x' * 128}\r\ncontent-length: {len(content)}\r\n\r\n{content}"
+    ).encode()
 
 
 def fail_all(target: ScriptedTarget) -> None:

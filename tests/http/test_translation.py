@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 from coordinator.events import TokenPiece
 from coordinator.http.bodies import ChatBody, CompletionBody
@@ -10,7 +11,6 @@ from coordinator.http.logprobs import TokenTexts, chat_logprobs, completion_logp
 from coordinator.http.model_name import last_part
 from coordinator.http.structured import structure_of
 from coordinator.http.translation import chat_tokens, prompts_of, to_request
-from coordinator.vocabulary import Tokenizer
 from rpc.errors import InvalidRequest
 from speculation.messages import TokenLogprobs
 from tests.doubles.scripted_workers import toy_tokenizer_json
@@ -154,3 +154,11 @@ def test_a_part_of_a_character_is_called_by_its_bytes() -> None:
     texts = TokenTexts(Tokenizer.from_buffer(toy_tokenizer_json("ðbcdefghij")))  # how the vocabulary writes byte 0xF0
     assert texts.text_of(1) == "bytes:\\xf0"
     assert texts.bytes_of(1) == b"\xf0"
+
+
+def test_tokens_that_begin_with_a_space_keep_it() -> None:
+    vocabulary = {"▁hello": 0, "<0xF0>": 1, "lo": 2}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="lo"))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    texts = TokenTexts(tokenizer)
+    assert [texts.text_of(token_id) for token_id in (0, 1, 2)] == [" hello", "bytes:\\xf0", "lo"]

@@ -13,6 +13,7 @@ from speculation.messages import (
     CloseSession,
     Commit,
     FinishReason,
+    Grammar,
     LogprobOptions,
     ModelInfo,
     OpenDraft,
@@ -49,6 +50,7 @@ sampling = st.builds(
     bad_words=st.lists(tokens, max_size=3).map(tuple),
     min_length=u32,
     prompt_length=u32,
+    grammar=st.none() | st.builds(Grammar, st.text(max_size=5), st.text(max_size=20)),
 )
 logprobs = st.builds(TokenLogprobs, float32, st.lists(st.tuples(u32, float32), max_size=3).map(tuple))
 proposal = st.builds(Proposal, u32, u64, tokens, st.lists(st.floats(0, 1, width=32), max_size=6).map(tuple))

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
 
-from outrider.client import Client, Completion, Finished, Speculation, Started, Token, Tokens
+from outrider.client import (
+    Client,
+    Completion,
+    Finished,
+    Speculation,
+    Started,
+    Token,
+    TokenLogprobs,
+    Tokens,
+    collect,
+)
+from outrider.events import event_from_proto
 from protos import generation_pb2 as pb
 from protos import generation_pb2_grpc
 from rpc.errors import FieldViolation, InvalidRequest, Overloaded, Unavailable, abort_with
@@ -158,3 +170,50 @@ async def test_the_served_model(server: tuple[ScriptedServer, str]) -> None:
         model = await client.model()
 
     assert (model.name, model.eos_token_ids, model.draft_models, model.max_k) == ("m", (0,), ("d",), 8)
+
+
+async def test_options_reach_the_server(server: tuple[ScriptedServer, str]) -> None:
+    scripted, address = server
+    async with Client(address) as client:
+        await client.complete(
+            "ok",
+            min_p=0.1,
+            repetition_penalty=None,
+            logit_bias={3: -1.5},
+            bad_words=["x", "y"],
+            min_tokens=2,
+            n=1,
+            logprobs=0,
+            logprobs_mode="processed",
+            stop="one",
+            include_stop_str_in_output=True,
+        )
+    request = scripted.requests[-1]
+    assert (request.min_p, request.HasField("repetition_penalty")) == (0.1, False)
+    assert [(item.token_id, item.bias) for item in request.logit_bias] == [(3, -1.5)]
+    assert (list(request.bad_words), list(request.stop)) == (["x", "y"], ["one"])
+    assert (request.min_tokens, request.n, request.HasField("logprobs"), request.logprobs) == (2, 1, True, 0)
+    assert (request.logprobs_mode, request.include_stop_str_in_output) == ("processed", True)
+
+
+@pytest.mark.parametrize("options", [{"n": 2**63}, {"logit_bias": {-1: 1.0}}, {"logprobs": -(2**70)}])
+async def test_options_that_do_not_fit_the_wire(options: dict[str, Any]) -> None:
+    async with Client("127.0.0.1:1") as client:
+        with pytest.raises(InvalidRequest, match=next(iter(options))):
+            await client.complete("ok", **options)
+
+
+def test_one_of_several_choices() -> None:
+    stats = pb.GenerateEvent(finished=pb.Finished(finish_reason="stop"), choice=0)
+    logprob = pb.Token(id=5, text="b", logprob=-1.5, top_logprobs=[pb.TopLogprob(token_id=5, logprob=-1.5)])
+    last = pb.Finished(finish_reason="stop", stop_reason=pb.StopReason(text="x"))
+    events = [
+        pb.GenerateEvent(started=pb.Started(seed=7)),
+        pb.GenerateEvent(tokens=pb.Tokens(text="b", tokens=[logprob]), choice=1),
+        pb.GenerateEvent(tokens=_step("a", (1, "a", True)), choice=0),
+        stats,
+        pb.GenerateEvent(finished=last, choice=1),
+    ]
+    answers = [collect([event_from_proto(event) for event in events], choice) for choice in (0, 1)]
+    assert [(answer.text, answer.stop_reason, answer.seed) for answer in answers] == [("a", None, 7), ("b", "x", 7)]
+    assert [answer.logprobs for answer in answers] == [(), (TokenLogprobs(-1.5, ((5, -1.5),)),)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -121,6 +121,7 @@ def _llama_tokens() -> st.SearchStrategy[list[int]]:
 
 
 @given(_llama_tokens())
+@example([242, 194, 192, 242, 194, 192, 227, 163, 131])  # U+FFFD itself, twice, before another character
 def test_llama_style_tokens_add_up(token_ids: list[int]) -> None:
     assert "".join(pieces_of(llama_style(), token_ids)) == whole(llama_style(), token_ids)
 
@@ -133,6 +134,10 @@ def test_metaspace_tokens_add_up(token_ids: list[int]) -> None:
 def test_llama_style_byte_tokens_are_held_until_the_character_is_whole() -> None:
     token_ids = [260, *(3 + byte for byte in "🙂".encode()), 261]  # ▁Hello🙂▁world
     assert pieces_of(llama_style(), token_ids) == ["Hello", "", "", "", "🙂", " world", ""]
+
+
+def test_llama_style_a_replacement_character_spelt_in_bytes_is_not_held_back() -> None:
+    assert pieces_of(llama_style(), [260, *(3 + byte for byte in "\ufffd".encode()), 261])[3:5] == ["\ufffd", " world"]
 
 
 def test_llama_style_wrong_bytes_are_held_for_a_bounded_time() -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import pytest
+
 from speculation.adaptive_k import Load
 from speculation.messages import (
     CloseSession,
     Commit,
     FinishReason,
+    LogprobOptions,
     OpenDraft,
     OpenTarget,
     Proposal,
     Sampling,
     SessionError,
     SessionErrorCode,
+    SessionId,
     SetK,
     SetLookahead,
+    TokenLogprobs,
     Verdict,
 )
-from speculation.relay import Action, Emit, Fail, Finish, RelaySession, ToDraft, ToTarget, lookahead_for
+from speculation.relay import Action, Emit, Fail, Finish, RelaySession, SessionStats, ToDraft, ToTarget, lookahead_for
+from speculation.speedup import estimated_speedup
 
 LOAD = Load(1)
 
@@ -202,3 +208,34 @@ def test_statistics_never_count_the_targets_own_token_as_accepted() -> None:
 
 def test_lookahead_covers_a_step_its_own_token_and_the_next_step() -> None:
     assert [lookahead_for(k, 12) for k in (0, 1, 4, 8)] == [0, 4, 10, 12]
+
+
+def test_a_prompt_is_told_and_shared_once() -> None:
+    session = RelaySession(
+        [1, 2], Sampling(), 50, [9], None, 0, logprobs=LogprobOptions(3), prompt_logprobs=2, fork_of=SessionId(7)
+    )
+    [first] = session.on_target_up(0)
+    said = TokenLogprobs(-0.5)
+    assert first == ToTarget(
+        OpenTarget((1, 2), Sampling(), 50, (9,), 0, False, LogprobOptions(3), 2, fork_of=SessionId(7))
+    )
+    session.on_target_lost(0)
+    assert session.on_target_up(0) == [first]  # nothing of the prompt has been told yet
+    verdict = Verdict(2, (3,), 0, 0, 0, logprobs=(said,), prompt_logprobs=(said,))
+    assert session.on_target_event(verdict, LOAD, 0) == [Emit((3,), 0, 0, 0, (said,), (said,))]
+    session.on_target_lost(0)
+    assert session.on_target_up(0) == [
+        ToTarget(OpenTarget((1, 2, 3), Sampling(), 50, (9,), 0, False, LogprobOptions(3)))
+    ]
+
+
+def test_stats_tell_how_many_were_accepted_and_wasted() -> None:
+    stats = SessionStats(num_proposed=9)
+    for num_drafted, num_accepted in ((4, 4), (4, 1), (2, 1), (0, 0)):
+        stats.count(Verdict(0, (1,) * (num_accepted + 1), num_drafted, num_accepted, 0), 4)
+    assert (dict(stats.steps_by_accepted), stats.num_wasted) == ({4: 1, 1: 2}, 3)
+
+
+def test_the_speedup_is_told_in_plain_steps() -> None:
+    assert estimated_speedup(101, 0.2, 0.004) == pytest.approx(2.0)
+    assert estimated_speedup(1, 0.2, 0.004) == estimated_speedup(9, 0.2, None) == estimated_speedup(9, 0, 0.1) == 0

@@ -12,7 +12,7 @@ from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, Spec
 from coordinator.vocabulary import load_served_model
 from rpc import codec
 from rpc.errors import InvalidRequest, ModelNotFound
-from speculation.messages import LogprobOptions, OpenTarget, Sampling, SessionId
+from speculation.messages import Grammar, LogprobOptions, OpenTarget, Sampling, SessionId
 from tests.doubles.scripted_workers import toy_model_info, toy_tokenizer_json
 
 TOKENIZER = toy_tokenizer_json()
@@ -233,3 +233,12 @@ def test_a_message_quotes_no_more_than_a_line_of_what_the_client_said() -> None:
     assert len(caught.value.message) < 300
     found = violations_of(GenerateRequest(prompt="a", speculation=SpeculationOptions(policy="x" * 10**6)))
     assert len(found["speculation.policy"]) < 300
+
+
+def test_a_grammar_goes_along_and_contradicts_going_on_for_ever() -> None:
+    grammar = Grammar("regex", "a+")
+    assert job_of(GenerateRequest(prompt="ab", structured_output=grammar)).sampling.grammar == grammar
+    for_ever = GenerateRequest(prompt="ab", structured_output=grammar, ignore_eos=True)
+    assert violations_of(for_ever).keys() == {"ignore_eos"}
+    empty = GenerateRequest(prompt="ab", structured_output=Grammar("", ""))
+    assert violations_of(empty).keys() == {"structured_output"}

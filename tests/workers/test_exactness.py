@@ -22,6 +22,7 @@ from coordinator.in_process import InProcessClient
 from coordinator.requests import GenerateRequest, SpeculationOptions
 from coordinator.settings import CoordinatorSettings
 from draft_worker.engine import DraftEngine
+from grammar import GrammarCompiler
 from inference import ModelThread, PagedRuntime, load_tokenizer_json
 from rpc.codec import DraftFrame
 from rpc.engine_host import EngineHost
@@ -77,14 +78,15 @@ async def stack(
     """A coordinator over a real target and a real drafter, in this process."""
     tokenizer_json = load_tokenizer_json(str(model_folders["target"]))
     target_runtime, draft_runtime = make_runtime("target"), make_runtime(drafter)
-    target_engine = VerifyEngine(target_runtime, VOCAB_SIZE, max_step_tokens)
-    draft_engine = DraftEngine(draft_runtime, VOCAB_SIZE, max_step_tokens, flush_tokens=2)
+    target_grammars, draft_grammars = (GrammarCompiler(tokenizer_json, VOCAB_SIZE, (0,)) for _ in range(2))
+    target_engine = VerifyEngine(target_runtime, VOCAB_SIZE, max_step_tokens, grammars=target_grammars)
+    draft_engine = DraftEngine(draft_runtime, VOCAB_SIZE, max_step_tokens, flush_tokens=2, grammars=draft_grammars)
     info = describe_model(Facts(), tokenizer_json)
     target: EngineHost[TargetCommand, TargetFrame] = EngineHost(
-        info, tokenizer_json.encode(), functools.partial(ModelThread, target_engine)
+        info, tokenizer_json.encode(), functools.partial(ModelThread, target_engine, woken_by=target_grammars)
     )
     draft: EngineHost[DraftCommand, DraftFrame] = EngineHost(
-        info, tokenizer_json.encode(), functools.partial(ModelThread, draft_engine)
+        info, tokenizer_json.encode(), functools.partial(ModelThread, draft_engine, woken_by=draft_grammars)
     )
     draft_client = InProcessClient(draft, "draft")
     chaos_client = ChaosDraftClient(draft_client, seed=3, vocab_size=VOCAB_SIZE) if chaos else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from contextlib import aclosing
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from transformers import LlamaForCausalLM
 from coordinator.coordinator import Coordinator
 from coordinator.events import FinishedEvent, GenerateEvent, StartedEvent, TokensEvent
 from coordinator.requests import GenerateRequest, SpeculationOptions
+from speculation.fingerprint import Fingerprint, extend
 from speculation.messages import TokenLogprobs
 from tests.doubles import reference
 from tests.doubles.tiny_models import VOCAB_SIZE, byte_level_tokenizer
@@ -249,3 +251,42 @@ async def test_stop_tokens(make_runtime, model_folders, target_model, keeps_stop
     assert isinstance(finished, FinishedEvent)
     assert (finished.finish_reason.value, finished.stop_reason) == ("stop", stop)
     assert finished.num_completion_tokens == num_tokens
+
+
+# -- n ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_each_of_n_answers_is_a_request_of_its_own(make_runtime, model_folders, target_model, way: str) -> None:
+    request = GenerateRequest(
+        PROMPTS[2], max_tokens=MAX_TOKENS, temperature=1.0, seed=11, n=5, logprobs=0, speculation=WAYS[way]
+    )
+    async with stack(make_runtime, model_folders, "close", chaos=False) as (coordinator, _):
+        started, *events = await events_of(coordinator, request)
+        assert coordinator.num_sessions == 0
+    assert isinstance(started, StartedEvent)
+    finished = [event for event in events if isinstance(event, FinishedEvent)]
+    assert sorted(event.choice for event in finished) == list(range(5))
+    answers = []
+    for choice in range(5):
+        seed = 11 if choice == 0 else extend(Fingerprint(11), choice)
+        steps = [event for event in events if isinstance(event, TokensEvent) and event.choice == choice]
+        pieces = [piece for step in steps for piece in step.tokens]
+        answers.append([piece.token_id for piece in pieces])
+        expected = reference.decode(target_model, PROMPTS[2], reference.Parameters(1.0, seed=seed), MAX_TOKENS, (0,))
+        assert answers[-1] == expected
+        rows = full_forward(target_model, [*PROMPTS[2], *expected])
+        for index, piece in enumerate(pieces):
+            assert piece.logprobs is not None
+            check(piece.logprobs, rows[len(PROMPTS[2]) - 1 + index], piece.token_id, 0)
+    assert len({tuple(answer) for answer in answers}) == 5
+
+
+async def test_leaving_ends_all_answers(make_runtime, model_folders) -> None:
+    request = GenerateRequest(PROMPTS[0], temperature=1.0, seed=1, n=4, ignore_eos=True)
+    async with stack(make_runtime, model_folders, "close", chaos=False) as (coordinator, _):
+        async with aclosing(coordinator.generate(request)) as events:
+            async for event in events:
+                if isinstance(event, TokensEvent):
+                    break
+        assert coordinator.num_sessions == 0

@@ -7,9 +7,10 @@ import random
 from collections.abc import Callable, Sequence
 
 import pytest
+import torch
 from transformers import LlamaForCausalLM
 
-from inference import PagedRuntime
+from inference import Chunk, PagedRuntime
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.fingerprint import fingerprint
 from speculation.messages import (
@@ -289,3 +290,83 @@ def test_impossible_sampling_ends_that_session_alone(make_runtime: MakeRuntime, 
     harness.run()
     assert harness.errors[1].code is SessionErrorCode.INVALID
     assert len(harness.tokens[0]) == 4
+
+
+def count_tokens(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens that each step runs."""
+    counts: list[int] = []
+    forward = harness.runtime.forward
+
+    def counted(batch: Sequence[Chunk]) -> torch.Tensor:
+        logits = forward(batch)
+        counts.append(sum(len(chunk.token_ids) for chunk in batch))
+        return logits
+
+    monkeypatch.setattr(harness.runtime, "forward", counted)
+    return counts
+
+
+def fork(harness: Harness, parent: int, session: int, prompt: Sequence[int], seed: int, max_tokens: int) -> None:
+    harness.tokens[session], harness.verdicts[session] = [], []
+    sampling = Sampling(1.0, seed=seed)
+    command = OpenTarget(tuple(prompt), sampling, len(prompt) + max_tokens, (), 0, fork_of=SessionId(parent))
+    harness.send(session, command)
+
+
+@pytest.mark.parametrize("num_tokens_of_parent", [1, 9])
+def test_forks_share_one_prefill(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM, monkeypatch, num_tokens_of_parent: int
+) -> None:
+    prompt, harness = prompt_of(130), Harness(make_runtime())  # prefilled in three steps
+    counts = count_tokens(harness, monkeypatch)
+    harness.open(1, prompt, reference.Parameters(1.0, seed=1), num_tokens_of_parent)
+    for session in (2, 3, 4):
+        fork(harness, 1, session, prompt, session, 9)
+    harness.run()
+    for session, tokens in harness.tokens.items():
+        num_tokens = num_tokens_of_parent if session == 1 else 9
+        assert tokens == reference.decode(target_model, prompt, reference.Parameters(1.0, seed=session), num_tokens)
+    assert sum(counts) == 130 + (num_tokens_of_parent - 1) + 3 * 9
+    assert harness.runtime.num_free_tokens == 4096
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 4])
+def test_forks_outlive_their_parent(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM, monkeypatch, num_steps: int
+) -> None:
+    prompt, harness = prompt_of(130), Harness(make_runtime())
+    harness.open(1, prompt, reference.Parameters(1.0, seed=1), 9)
+    fork(harness, 1, 2, prompt, 2, 9)
+    fork(harness, 1, 3, prompt, 3, 9)
+    for _ in range(num_steps):
+        harness.step()
+    harness.send(1, CloseSession())
+    counts = count_tokens(harness, monkeypatch)
+    harness.run()
+    for session in (2, 3):
+        expected = reference.decode(target_model, prompt, reference.Parameters(1.0, seed=session), 9)
+        assert harness.tokens[session] == expected
+    assert sum(counts) <= 130 + 2 * 9  # the first of them prefills, the other shares
+
+
+def test_a_fork_of_something_else_is_prefilled(make_runtime: MakeRuntime, target_model: LlamaForCausalLM) -> None:
+    harness = Harness(make_runtime())
+    harness.open(1, prompt_of(20), reference.Parameters(), 9)
+    fork(harness, 1, 2, prompt_of(20, seed=1), 2, 9)  # another prompt
+    fork(harness, 7, 3, prompt_of(20), 3, 9)  # nobody
+    fork(harness, 4, 4, prompt_of(1), 4, 9)  # itself, with nothing to share
+    harness.run()
+    for session, prompt in ((2, prompt_of(20, seed=1)), (3, prompt_of(20)), (4, prompt_of(1))):
+        expected = reference.decode(target_model, prompt, reference.Parameters(1.0, seed=session), 9)
+        assert harness.tokens[session] == expected
+
+
+def test_forks_in_short_memory_take_turns(make_runtime: MakeRuntime, target_model: LlamaForCausalLM) -> None:
+    prompt, harness = prompt_of(60), Harness(make_runtime(kv_tokens=96))
+    harness.open(1, prompt, reference.Parameters(1.0, seed=1), 30)
+    for session in (2, 3, 4):
+        fork(harness, 1, session, prompt, session, 30)
+    harness.run()
+    assert not harness.errors
+    for session, tokens in harness.tokens.items():
+        assert tokens == reference.decode(target_model, prompt, reference.Parameters(1.0, seed=session), 30)
