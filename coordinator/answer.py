@@ -63,7 +63,9 @@ class Answer:
             if self._stop_string is not None:
                 break
         text = "".join([piece.text for piece in pieces])
-        return TokensEvent(text, tuple(pieces), emit.num_drafted, emit.k, self._choice)
+        traces = self.session.traces
+        trace = None if traces is None else traces.take()
+        return TokensEvent(text, tuple(pieces), emit.num_drafted, emit.k, self._choice, trace)
 
     def _text_of(self, token_id: TokenId) -> str:
         """What may be given out now that this token is there."""

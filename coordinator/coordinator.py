@@ -379,7 +379,7 @@ class Coordinator:
             session = link.sessions.get(session_id)
             if session is not None:
                 try:
-                    session.on_target_event(event, load, now_s)
+                    session.on_target_event(event, load, now_s, frame.step)
                 except Exception as error:  # a defect in one session must not take the others along
                     _fail(session, error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from coordinator.step_trace import StepTrace
 from speculation.messages import FinishReason, TokenId, TokenLogprobs
 from speculation.relay import SessionStats
 
@@ -42,6 +43,8 @@ class TokensEvent:
     k: int
     choice: int = 0
     """Which of the request's ``n`` answers."""
+    trace: StepTrace | None = None
+    """If asked for, and there are tokens."""
 
 
 @dataclass(frozen=True, slots=True)

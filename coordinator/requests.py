@@ -43,6 +43,8 @@ class SpeculationOptions:
     method: str = ""
     """"coupled" if empty; the others keep the distribution of the output, not its tokens (docs/exactness.md)."""
     draft_top_n: int | None = None
+    traces: bool = False
+    """Tell of each step what `coordinator.step_trace` has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ class Job:
     k: int
     max_lookahead: int
     turns: bool = False
+    traces: bool = False
     n: int = 1
     logprobs: LogprobOptions | None = None
     prompt_logprobs: int | None = None
@@ -262,6 +265,7 @@ def _resolve(
         k=k,
         max_lookahead=lookahead,
         turns=options.turns,
+        traces=options.traces,
         n=request.n or 1,
         logprobs=_logprobs(request),
         prompt_logprobs=request.prompt_logprobs,

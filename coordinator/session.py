@@ -16,6 +16,7 @@ from coordinator.arms import Arm
 from coordinator.links import WorkerLink
 from coordinator.meters import SessionMeter
 from coordinator.requests import Job
+from coordinator.step_trace import StepTraces
 from coordinator.structured_output import FIELD as STRUCTURED_OUTPUT
 from rpc.codec import DraftFrame
 from rpc.errors import Cancelled, FieldViolation, InvalidRequest, OutriderError, Overloaded, SessionFailed, SlowReader
@@ -27,6 +28,7 @@ from speculation.messages import (
     Proposal,
     SessionErrorCode,
     SessionId,
+    StepReport,
     TargetCommand,
     TargetEvent,
     TargetFrame,
@@ -82,6 +84,7 @@ class Session:
         self.over_s = 0.0
         self.finish_reason: FinishReason | None = None
         self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        self.traces = StepTraces(arrived_s, len(job.prompt_token_ids)) if job.traces else None
         self._on_over = on_over
         self._relay: RelaySession | None = None
         self._is_over = False
@@ -146,16 +149,22 @@ class Session:
 
     # -- events from the workers ------------------------------------------------------------------------------------
 
-    def on_target_event(self, event: TargetEvent, load: Load, now_s: float) -> None:
+    def on_target_event(self, event: TargetEvent, load: Load, now_s: float, report: StepReport | None = None) -> None:
+        """``report`` is that of the step behind the event."""
         self.num_beside = load.num_sessions
         if isinstance(event, Verdict):
             self.meter.on_verdict(event, now_s)
-        self._perform(self.relay.on_target_event(event, load, now_s))
+        actions = self.relay.on_target_event(event, load, now_s)
+        if self.traces is not None and isinstance(event, Verdict) and actions:  # none: it came too late
+            self.traces.on_verdict(event, report, now_s)
+        self._perform(actions)
 
     def on_draft_event(self, event: DraftEvent, now_s: float) -> None:
         """After an error the drafter has dropped the session; it goes on plainly until a drafter connects anew."""
         if isinstance(event, Proposal):
             self.meter.on_proposal(event, now_s)
+            if self.traces is not None:
+                self.traces.on_proposal(event, now_s)
         elif self.draft is not None:
             self.draft.sessions.pop(self.id, None)
             self.draft = None

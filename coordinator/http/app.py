@@ -17,6 +17,7 @@ from coordinator.http.keys import KeyFile
 from coordinator.http.limits import Gates, Limits
 from coordinator.http.metrics import metrics_router
 from coordinator.http.model_name import ModelName
+from coordinator.http.page import add_page
 from coordinator.http.request_id import HEADER as REQUEST_ID
 from coordinator.http.request_id import RequestIds
 from coordinator.http.service import service_router
@@ -38,6 +39,7 @@ def make_app(coordinator: Coordinator, settings: CoordinatorSettings) -> FastAPI
     app.include_router(tokens_router(coordinator, model_name))
     app.include_router(service_router(coordinator, model_name, int(time.time())))
     app.include_router(metrics_router(coordinator.metrics.registry))
+    add_page(app)
     add_error_handlers(app)
     _add_middleware(app, settings)
     return app

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from coordinator.events import FinishedEvent, TokensEvent
 from coordinator.http.shapes import Json
+from coordinator.step_trace import ProposalTrace, StepTrace
 
 
 def usage(finished: Sequence[FinishedEvent], num_choices_per_prompt: int = 1) -> Json:
@@ -56,8 +57,35 @@ def metrics(finished: Sequence[FinishedEvent]) -> Json:
 
 def trace(event: TokensEvent) -> Json:
     """One step of the target, for whoever wants to show it: ``"speculation": {"trace": true}``."""
-    tokens = [{"id": piece.token_id, "text": piece.text, "drafted": piece.drafted} for piece in event.tokens]
-    return {"tokens": tokens, "num_drafted": event.num_drafted, "k": event.k}
+    step = event.trace
+    num_branch = 0 if step is None else step.num_branch
+    tokens = [
+        {"id": piece.token_id, "text": piece.text, "drafted": piece.drafted, "branch": index < num_branch}
+        for index, piece in enumerate(event.tokens)
+    ]
+    told: Json = {"tokens": tokens, "num_drafted": event.num_drafted, "k": event.k}
+    return told if step is None else {**told, "step": _step(step)}
+
+
+def _step(step: StepTrace) -> Json:
+    return {
+        "at_s": round(step.at_s, 6),
+        "step_s": round(step.step_s, 6),
+        "waited_s": round(step.waited_s, 6),
+        "num_sessions": step.num_sessions,
+        "missed": step.missed,
+        "caught": step.caught,
+        "proposals": [_proposal(proposal) for proposal in step.proposals],
+    }
+
+
+def _proposal(proposal: ProposalTrace) -> Json:
+    return {
+        "at_s": round(proposal.at_s, 6),
+        "start": proposal.start,
+        "num_tokens": proposal.num_tokens,
+        "branch": proposal.is_branch,
+    }
 
 
 def _ratio(part: int, whole: int) -> float:

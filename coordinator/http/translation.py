@@ -80,7 +80,12 @@ def to_request(
 
 def speculation_options(body: SpeculationBody) -> SpeculationOptions:
     return SpeculationOptions(
-        disabled=not body.enabled, policy=body.policy or "", k=body.k, lookahead=body.lookahead, turns=body.turns
+        disabled=not body.enabled,
+        policy=body.policy or "",
+        k=body.k,
+        lookahead=body.lookahead,
+        turns=body.turns,
+        traces=body.trace,
     )
 
 

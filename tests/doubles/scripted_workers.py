@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -34,6 +36,8 @@ from speculation.messages import (
     TargetCommand,
     TargetEvent,
     TargetFrame,
+    TokenId,
+    TokenLogprobs,
 )
 from speculation.verifier import VerifierSession
 from tests.doubles.toy_drafter import draft_with_toy
@@ -187,10 +191,17 @@ class ScriptedTarget(_ScriptedWorker[TargetCommand, TargetFrame, VerifierSession
             prefix = list(session.token_ids)
             draws = [next_token([*prefix, *drafted[:index]]) for index in range(len(drafted) + 1)]
             verdict = session.conclude(drafted, draws, time.monotonic())
+            if session.logprobs is not None:
+                verdict = replace(verdict, logprobs=tuple(map(_toy_logprobs, verdict.token_ids)))
             items.append((session_id, verdict))
             if verdict.finish_reason is not None:
                 del connection.sessions[session_id]
         return TargetFrame(tuple(items), StepReport(self._turn_s, len(items), num_tokens))
+
+
+def _toy_logprobs(token_id: TokenId) -> TokenLogprobs:
+    """Three in four for the token, one in eight for the next one."""
+    return TokenLogprobs(math.log(0.75), ((token_id, math.log(0.75)), ((token_id + 1) % VOCAB_SIZE, math.log(0.125))))
 
 
 class ScriptedDrafter(_ScriptedWorker[DraftCommand, DraftFrame, DrafterSession]):

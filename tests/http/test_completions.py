@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import httpx
 import openai
 import pytest
@@ -49,6 +51,19 @@ async def test_streams_the_same_text_as_it_sends_whole(client: AsyncOpenAI) -> N
     assert len(tokens) == 40
     assert any(token["drafted"] for token in tokens)
     assert not all(token["drafted"] for token in tokens)
+    assert any(token["branch"] for token in tokens)
+    assert all(token["drafted"] for token in tokens if token["branch"])
+    steps = [chunk["step"] for chunk in traced if chunk["tokens"]]
+    assert all(earlier["at_s"] < later["at_s"] for earlier, later in pairwise(steps))
+    assert any(step["missed"] for step in steps)
+    proposals = [proposal for step in steps for proposal in step["proposals"]]
+    assert sum(proposal["num_tokens"] for proposal in proposals) >= sum(token["drafted"] for token in tokens)
+    assert all(0 < proposal["at_s"] <= step["at_s"] for step in steps for proposal in step["proposals"])
+
+
+async def test_without_a_trace_nothing_is_told_of_steps(client: AsyncOpenAI) -> None:
+    stream = await client.completions.create(model="toy-target", prompt=PROMPT, max_tokens=20, stream=True)
+    assert not any(hasattr(chunk, "speculation") for chunk in [chunk async for chunk in stream])
 
 
 async def test_several_prompts_are_several_choices(client: AsyncOpenAI) -> None:
