@@ -13,7 +13,7 @@ from inference.errors import (
     OutOfKVBlocks,
     UnknownSequence,
 )
-from inference.loading import LoadedModel, ModelDescription, load_model, load_tokenizer_json
+from inference.loading import LoadedModel, ModelDescription, load_chat_template, load_model, load_tokenizer_json
 from inference.logprobs import RowLogprobs, logprobs
 from inference.model_thread import Engine, ModelThread, ModelThreadStopped, StepResult
 from inference.noise import gumbel, random_bits, uniform
@@ -48,6 +48,7 @@ __all__ = [
     "UnknownSequence",
     "draw",
     "gumbel",
+    "load_chat_template",
     "load_model",
     "load_tokenizer_json",
     "logprobs",

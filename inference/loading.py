@@ -44,6 +44,9 @@ class ModelDescription:
     """e.g. `cpu`, `cuda:0`"""
     memory_bytes: int
     """Weights and KV pool together."""
+    num_layers: int
+    hidden_size: int
+    """Width of the states between layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,18 @@ def load_tokenizer_json(name: str | Path) -> str:
         return str(fast.to_str())
 
 
+def load_chat_template(name: str | Path) -> str | None:
+    """The template that makes a prompt of a conversation; None if the model's tokenizer has none.
+
+    Raises:
+        ModelNotFound, ModelLoadError: as `load_model`.
+    """
+    with explain(str(name), "check its tokenizer_config.json"):
+        tokenizer = fetch(str(name), lambda local: AutoTokenizer.from_pretrained(str(name), local_files_only=local))
+        template = getattr(tokenizer, "chat_template", None)
+        return None if template is None else str(template)
+
+
 def _load_weights(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     def load(local_files_only: bool) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -165,6 +180,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def _describe(name: str, model: PreTrainedModel, runtime: PagedRuntime) -> ModelDescription:
     weights = list(model.parameters()) + list(model.buffers())
+    config = model.config.get_text_config()
     return ModelDescription(
         name=name,
         architecture=type(model).__name__,
@@ -175,6 +191,8 @@ def _describe(name: str, model: PreTrainedModel, runtime: PagedRuntime) -> Model
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         memory_bytes=sum(weight.nbytes for weight in weights) + runtime.num_kv_bytes,
+        num_layers=int(config.num_hidden_layers),
+        hidden_size=int(config.hidden_size),
     )
 
 

@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 
 from outrider.commands.bench import bench
 from outrider.commands.demo import demo
+from outrider.commands.doctor import doctor
 from outrider.commands.generate import generate
 from outrider.commands.roles import STATUS_JSON, coordinator, draft_worker, report_failure, target_worker
 from outrider.commands.simulate import simulate
@@ -34,6 +35,7 @@ app.command()(demo)
 app.command()(up)
 app.command()(generate)
 app.command()(bench)
+app.command()(doctor)
 app.command()(simulate)
 app.command()(coordinator)
 app.command("draft-worker")(draft_worker)
