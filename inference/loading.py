@@ -44,6 +44,9 @@ class ModelDescription:
     """e.g. `cpu`, `cuda:0`"""
     memory_bytes: int
     """Weights and KV pool together."""
+    num_layers: int
+    hidden_size: int
+    """Width of the states between layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +192,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def _describe(name: str, model: PreTrainedModel, runtime: PagedRuntime) -> ModelDescription:
     weights = list(model.parameters()) + list(model.buffers())
+    config = model.config.get_text_config()
     return ModelDescription(
         name=name,
         architecture=type(model).__name__,
@@ -199,6 +203,8 @@ def _describe(name: str, model: PreTrainedModel, runtime: PagedRuntime) -> Model
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         memory_bytes=sum(weight.nbytes for weight in weights) + runtime.num_kv_bytes,
+        num_layers=int(config.num_hidden_layers),
+        hidden_size=int(config.hidden_size),
     )
 
 

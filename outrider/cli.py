@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 from outrider.commands.api_key import api_key
 from outrider.commands.bench import bench
 from outrider.commands.demo import demo
+from outrider.commands.doctor import doctor
 from outrider.commands.generate import generate
 from outrider.commands.roles import STATUS_JSON, coordinator, draft_worker, report_failure, target_worker
 from outrider.commands.simulate import simulate
@@ -35,6 +36,7 @@ app.command()(demo)
 app.command()(up)
 app.command()(generate)
 app.command()(bench)
+app.command()(doctor)
 app.command()(simulate)
 app.command()(coordinator)
 app.command("api-key")(api_key)

@@ -25,7 +25,7 @@ from outrider.failures import BadUsage
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
-TABLES = frozenset({"target", "draft", "coordinator", "up", "generate", "demo", "bench", "simulate"})
+TABLES = frozenset({"target", "draft", "coordinator", "up", "generate", "demo", "bench", "simulate", "doctor"})
 
 _METAVARS: Mapping[Any, str | None] = {bool: None, int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 

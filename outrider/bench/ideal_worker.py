@@ -7,21 +7,16 @@ step and of one with K drafted tokens, forward and draws.
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from inference import Chunk, PagedRuntime, SamplingRow, draw, load_model, load_tokenizer_json
+from inference import Chunk, SamplingRow, draw, load_model, load_tokenizer_json
+from outrider.bench.bare_steps import step_times
 from outrider.bench.json_answers import serve
-
-_NUM_TIMED: Final = 21
-_CONTEXT: Final = 200
-"""Tokens before the timed steps: the middle of a completion of the held-out prompts."""
 
 
 class BarePair:
@@ -75,26 +70,8 @@ class BarePair:
         return self._tokenizer.get_vocab_size()
 
     def _step_times(self, k: int) -> dict[str, object]:
-        runtime, row = self._target, SamplingRow(0.0)
-        sequence = runtime.open()
-        runtime.forward([Chunk(sequence, [1] * _CONTEXT, 1)])
-        times: dict[int, list[float]] = {1: [], k + 1: []}
-        for _ in range(_NUM_TIMED + 3):
-            for num_tokens in times:  # interleaved: a machine that drifts favours neither
-                times[num_tokens].append(_timed_step(runtime, sequence, num_tokens, row, self._limit))
-        runtime.free(sequence)
-        plain, verify = (statistics.median(found[3:]) for found in times.values())
-        return {"plain_s": plain, "verify_s": verify}
-
-
-def _timed_step(runtime: PagedRuntime, sequence: Any, num_tokens: int, row: SamplingRow, limit: int) -> float:
-    positions = range(_CONTEXT + 1, _CONTEXT + 1 + num_tokens)
-    start_s = time.perf_counter()
-    logits = runtime.forward([Chunk(sequence, [1] * num_tokens, num_tokens)])
-    draw(logits, [row] * num_tokens, positions, limit=limit)
-    elapsed_s = time.perf_counter() - start_s
-    runtime.truncate(sequence, _CONTEXT)
-    return elapsed_s
+        times = step_times(self._target, (1, k + 1), self._limit)
+        return {"plain_s": times[1], "verify_s": times[k + 1]}
 
 
 def main() -> None:
