@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
 from coordinator.vocabulary import load_served_model
+from inference import ModelDescription
 from outrider import cli
 from outrider.doctor.compatibility import Described, Level, compatibility, has_problem
 from outrider.doctor.divergence import Divergence, TokenScore, Verified, bound_of, unexplained
+from outrider.doctor.examination import Examination, Measured
 from outrider.doctor.memory import ModelMemory, memory_finding, shown
 from outrider.doctor.prediction import StepTimes, acceptance_profile, predict
 from outrider.doctor.rounding import Rounding
@@ -152,6 +156,37 @@ def test_distance_costs_the_stream() -> None:
     trace = [index % 3 > 0 for index in range(90)]
     near, far = (predict(0.0, [trace], times, 4, latency_s) for latency_s in (0.0, 0.050))
     assert far.best.stream < near.best.stream
+
+
+@pytest.mark.parametrize(("margin", "exit_code"), [(0.1, 0), (0.3, 1)])
+def test_only_what_rounding_does_not_explain_fails(
+    margin: float, exit_code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verified = Verified("K = 1, alone", 0.8, 10, 5, 0.1, (divergence(margin, 0.2),))
+    times = StepTimes({1: 0.01, 2: 0.011}, 0.001)
+    predictions = predict(0.8, [[True, False] * 10], times, 1, 0.0)
+    facts = ModelDescription("m", "Llama", 3, 100, (0,), 1, "bfloat16", "cpu", GIB, 2, 16)
+    examination = Examination(
+        models=(facts, facts),
+        memory=(memory_of(None), memory_of(None)),
+        findings=tuple(compatibility(described(), described())),
+        measured=Measured(times, (predictions,), (verified,), Rounding("bfloat16", 2, 16)),
+        token_text=lambda token_id: f"[{token_id}]",
+    )
+    monkeypatch.setattr("outrider.doctor.examination.examine", lambda *_: examination)
+
+    assert cli.run(["doctor"]) == exit_code
+
+    output = capsys.readouterr()
+    assert max(map(len, output.out.splitlines())) <= 100
+    assert "'[1]'" in output.out
+    assert ("NOT ROUNDING" in output.out) == bool(exit_code)
+    assert ("more than rounding explains" in output.err) == bool(exit_code)
+
+    assert cli.run(["doctor", "--json"]) == exit_code
+    [found] = json.loads(capsys.readouterr().out)["verified"][0]["divergences"]
+    assert found["explained"] == (not exit_code)
+    assert found["plain"]["token"] == "[1]"
 
 
 @pytest.mark.parametrize(
