@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Final
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from outrider.doctor.compatibility import Finding, Level
@@ -28,7 +29,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     table.add_column("found", overflow="fold")
     for finding in findings:
         level = f"[{_STYLES[finding.level]}]{finding.level.value}[/]"
-        table.add_row(finding.check, level, _escaped(finding.message))
+        table.add_row(finding.check, level, escape(finding.message))
     return table
 
 
@@ -133,7 +134,7 @@ def equality_lines(measured: Measured) -> list[str]:
             f"rounding explains {len(divergences) - len(beyond)} of them."
         ]
     lines.append(
-        f"Rounding explains margins up to 6 u sqrt(N) s + 2 ulp(m): u = {rounding.unit:.2g}, N = "
+        f"Rounding explains margins up to 6 u sqrt(N / 3) s + 2 ulp(m): u = {rounding.unit:.2g}, N = "
         f"{rounding.num_roundings}, s the spread of the row's logits, m the logit's magnitude (docs/doctor.md)."
     )
     return lines
@@ -200,12 +201,7 @@ def _divergence_object(examination: Examination, one: Divergence) -> dict[str, o
 
 
 def _token(examination: Examination, token_id: int) -> str:
-    return _escaped(f"{examination.token_text(token_id)!r}")
-
-
-def _escaped(text: str) -> str:
-    """Square brackets are text, not style."""
-    return text.replace("[", "\\[")
+    return escape(f"{examination.token_text(token_id)!r}")
 
 
 def _table(title: str) -> Table:
