@@ -79,6 +79,7 @@ def prediction_lines(predictions: Predictions, measured: Measured) -> list[str]:
             f"Best fixed K = {best.k} at {best.stream:.2f} times plain; the goodput policy, which chooses K itself, "
             f"{predictions.adaptive:.2f} times."
         )
+    lines.append("From bare steps, each model on cores of its own; `outrider bench` measures the pair in service.")
     return lines
 
 

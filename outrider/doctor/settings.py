@@ -29,7 +29,7 @@ class DoctorSettings(BaseSettings):
     threads: int = Field(default=0, ge=0)
     """CPU threads. 0: as many as the target worker of a local stack has."""
     kv_tokens: int = Field(default=16_384, ge=16)
-    """KV positions that a worker would have, for its memory. The doctor itself allocates only what it needs."""
+    """KV positions of each model, as a worker has them; allocated at start."""
     prompts: int = Field(default=4, ge=1, le=1000)
     """Sample prompts, from the first on."""
     max_tokens: int = Field(default=64, ge=8, le=4096)
