@@ -42,7 +42,8 @@ def test_a_coordinator_and_its_command_line_import_nothing_that_traces() -> None
     # The API alone is another matter: FastAPI imports it where it is installed.
     code = (
         "import sys, coordinator.serve, outrider.cli, telemetry.tracing as tracing; tracing.make_tracing('client');"
-        "print(sorted(name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))))"
+        "traces = ('opentelemetry.sdk', 'opentelemetry.exporter');"
+        "print(sorted(name for name in sys.modules if name.startswith(traces)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
