@@ -25,7 +25,7 @@ class StreamOptions(Body):
 
 
 class SpeculationBody(Body):
-    """How to speculate; never changes the text. Unset is the deployment's choice."""
+    """How to speculate; only ``method`` may change the text. Unset is the deployment's choice."""
 
     enabled: bool = True
     """false: plain decoding."""
@@ -35,6 +35,10 @@ class SpeculationBody(Body):
     """The K of ``fixed``, otherwise the greatest K."""
     lookahead: int | None = None
     """Draft at most this many tokens beyond the committed ones."""
+    method: Literal["coupled", "rejection", "block"] | None = None
+    """How drafts are verified: ``coupled`` (default) for the tokens of plain decoding, else for its distribution."""
+    draft_top_n: int | None = None
+    """Tokens in the drafter's distribution, for ``rejection`` and ``block``."""
     turns: bool = False
     """For measurements: the two workers take turns."""
     trace: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from coordinator.events import FinishedEvent, TokensEvent
@@ -46,6 +47,9 @@ def metrics(finished: Sequence[FinishedEvent]) -> Json:
             "mean_k": _ratio(sum(event.stats.sum_k for event in finished), steps),
             "num_misses": sum(event.stats.num_misses for event in finished),
             "num_caught": sum(event.stats.num_caught for event in finished),
+            "num_wasted_tokens": sum(event.stats.num_wasted for event in finished),
+            "acceptance_histogram": _histogram(finished),
+            "estimated_speedup": _speedup(finished),
         },
         "timing": {
             "queue_s": _longest(event.timing.queue_s for event in finished),
@@ -53,6 +57,18 @@ def metrics(finished: Sequence[FinishedEvent]) -> Json:
             "total_s": _longest(event.timing.total_s for event in finished),
         },
     }
+
+
+def _histogram(finished: Sequence[FinishedEvent]) -> list[int]:
+    """By number of accepted tokens, from 0: the steps with drafts that accepted so many."""
+    steps = sum((event.stats.steps_by_accepted for event in finished), Counter[int]())
+    return [steps[count] for count in range(max(steps, default=-1) + 1)]
+
+
+def _speedup(finished: Sequence[FinishedEvent]) -> float | None:
+    """Mean of the choices' estimates; None where it cannot be told."""
+    known = [event.estimated_speedup for event in finished if event.estimated_speedup]
+    return round(sum(known) / len(known), 4) if known else None
 
 
 def trace(event: TokensEvent) -> Json:

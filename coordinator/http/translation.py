@@ -84,6 +84,8 @@ def speculation_options(body: SpeculationBody) -> SpeculationOptions:
         policy=body.policy or "",
         k=body.k,
         lookahead=body.lookahead,
+        method=body.method or "",
+        draft_top_n=body.draft_top_n,
         turns=body.turns,
         traces=body.trace,
     )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from coordinator.events import TokenPiece
+from coordinator.events import FinishedEvent, Timing, TokenPiece
 from coordinator.http.bodies import ChatBody, CompletionBody
+from coordinator.http.figures import metrics
 from coordinator.http.logprobs import TokenTexts, chat_logprobs, completion_logprobs
 from coordinator.http.model_name import last_part
 from coordinator.http.structured import structure_of
 from coordinator.http.translation import chat_tokens, prompts_of, to_request
 from rpc.errors import InvalidRequest
-from speculation.messages import TokenLogprobs
+from speculation.messages import FinishReason, TokenLogprobs
+from speculation.relay import SessionStats
 from tests.doubles.scripted_workers import toy_tokenizer_json
 
 CHAT = [{"role": "user", "content": "a"}]
@@ -39,7 +43,7 @@ def test_every_field_of_the_engine_is_reached() -> None:
             "ignore_eos": True,
             "include_stop_str_in_output": True,
             "logprobs": 5,
-            "speculation": {"policy": "fixed", "k": 3, "lookahead": 9},
+            "speculation": {"policy": "fixed", "k": 3, "lookahead": 9, "method": "block", "draft_top_n": 7},
         }
     )
     request = to_request(body, "a", 16, "id")
@@ -50,6 +54,27 @@ def test_every_field_of_the_engine_is_reached() -> None:
     assert (request.bad_words, request.min_tokens, request.stop_token_ids) == (("no",), 2, (4,))
     assert (request.ignore_eos, request.include_stop_str_in_output) == (True, True)
     assert (request.speculation.policy, request.speculation.k, request.speculation.lookahead) == ("fixed", 3, 9)
+    assert (request.speculation.method, request.speculation.draft_top_n) == ("block", 7)
+
+
+def test_figures_are_those_of_all_choices() -> None:
+    choices = [
+        FinishedEvent(
+            FinishReason.LENGTH,
+            num_prompt_tokens=4,
+            num_completion_tokens=9,
+            stats=SessionStats(num_proposed=8, num_accepted=5, steps_by_accepted=Counter(accepted)),
+            policy="fixed",
+            timing=Timing(0.0, 0.1, 0.2),
+            estimated_speedup=speedup,
+        )
+        for accepted, speedup in (({0: 1, 2: 1, 3: 1}, 1.5), ({0: 2, 5: 1}, 0.0))
+    ]
+    told = metrics(choices)["speculative_decoding"]
+    assert told["acceptance_histogram"] == [3, 0, 1, 1, 0, 1]
+    assert told["num_wasted_tokens"] == 6
+    assert told["estimated_speedup"] == 1.5  # that of the other is not known
+    assert metrics(choices[1:])["speculative_decoding"]["estimated_speedup"] is None
 
 
 def test_what_openai_leaves_out_it_does_not_mean() -> None:
