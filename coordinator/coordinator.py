@@ -138,16 +138,20 @@ class Coordinator:
 
     async def close(self) -> None:
         """Ends all sessions with `Cancelled`, closes all connections. Idempotent."""
-        self._is_closed = True
+        self.end_requests()
         if self._model is not None:
             self._grammars.close()
-        for session in list(self._sessions):
-            session.fail(Cancelled("the coordinator is stopping; try another one, or again later"))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for link in self._links:
             await link.close()
+
+    def end_requests(self) -> None:
+        """Takes no more requests, and ends those under way with `Cancelled`. Idempotent."""
+        self._is_closed = True
+        for session in list(self._sessions):
+            session.fail(Cancelled("the coordinator is stopping; try another one, or again later"))
 
     def deployment(self) -> Deployment:
         """What is served now. Raises `Unavailable` before the first target is known."""

@@ -57,7 +57,8 @@ async def _serving_http(
     if settings.http_port is None:
         yield None
         return
-    http = HttpServer(make_app(coordinator, settings), settings.host, settings.http_port, settings.grace_s)
+    app = make_app(coordinator, settings)
+    http = HttpServer(app, settings.host, settings.http_port, settings.grace_s, coordinator.end_requests)
     address = await http.open()
     draining = asyncio.create_task(_drain_when(stop, http))
     try:

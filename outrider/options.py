@@ -123,7 +123,8 @@ def environment_name(settings_type: type[BaseSettings], name: str) -> str:
 def flag_name(name: str, field: FieldInfo) -> str:
     """``max_k`` is ``--max-k``; a list such as ``targets`` is ``--target``, which may be repeated."""
     name = public_name(name)
-    return "--" + (name.removesuffix("s") if _is_list(field.annotation) else name).replace("_", "-")
+    is_plural = _is_list(field.annotation) and not name.endswith("bias")
+    return "--" + (name.removesuffix("s") if is_plural else name).replace("_", "-")
 
 
 def _flag(settings_type: type[BaseSettings], name: str, field: FieldInfo) -> inspect.Parameter:

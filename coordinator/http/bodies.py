@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 MAX_PROMPTS = 64
 """Prompts in one completion request."""
@@ -87,6 +87,11 @@ class GenerationBody(Body):
 
     speculation: SpeculationBody = SpeculationBody()
 
+    @field_validator("speculation", mode="before")
+    @classmethod
+    def _null_is_unset(cls, value: object) -> object:
+        return SpeculationBody() if value is None else value
+
 
 TokenIds = list[int]
 Prompts = Annotated[list[str] | list[TokenIds], Field(max_length=MAX_PROMPTS)]
@@ -117,8 +122,15 @@ class Message(Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: Annotated[str | list[TextPart] | None, Field(validate_default=True)] = None
     name: str | None = None
+
+    @field_validator("content")
+    @classmethod
+    def _is_said(cls, content: str | list[TextPart] | None, info: ValidationInfo) -> str | list[TextPart] | None:
+        if content is None and info.data.get("role") != "assistant":
+            raise ValueError("is missing; only a message of the assistant may have none")
+        return content
 
     @property
     def text(self) -> str:

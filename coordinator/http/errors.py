@@ -100,6 +100,8 @@ def _violation(details: Mapping[str, Any]) -> FieldViolation:
         return FieldViolation(field, "is not a field of this request; check its spelling or leave it out")
     if details["type"] == "json_invalid":
         return FieldViolation("body", f"is not JSON: {details.get('ctx', {}).get('error', 'unreadable')}")
+    if field == "body" and isinstance(details.get("input"), bytes):
+        return FieldViolation("body", "is not read as JSON; send the header Content-Type: application/json")
     message = str(details["msg"]).removeprefix("Value error, ")
     return FieldViolation(field, message[:1].lower() + message[1:])
 

@@ -50,7 +50,7 @@ async def running_front_door(
         **{"policy": "fixed", "max_k": 4, "http_port": 0, **settings},  # type: ignore[arg-type]
     )
     coordinator = Coordinator(chosen, [InProcessClient(target)], [InProcessClient(drafter)])
-    server = HttpServer(make_app(coordinator, chosen), "127.0.0.1", 0, grace_s=5)
+    server = HttpServer(make_app(coordinator, chosen), "127.0.0.1", 0, chosen.grace_s, coordinator.end_requests)
     try:
         await coordinator.start()
         address = await server.open()

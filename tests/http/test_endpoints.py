@@ -129,6 +129,32 @@ async def test_requests_under_way_are_finished_when_the_server_drains() -> None:
             await web.get("/health")
 
 
+async def test_a_stream_that_outlasts_the_grace_says_why_it_ends() -> None:
+    async with running_front_door(grace_s=0.1) as door, httpx.AsyncClient(base_url=door.url) as web:
+        door.target.hold(num_turns=2)
+        body = {"prompt": "abc", "max_tokens": 30, "ignore_eos": True, "stream": True}
+        async with web.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            drained = asyncio.create_task(door.server.drain())
+            events = [line async for line in lines if line.startswith("data: ")]
+        await drained
+    assert "the coordinator is stopping" in json.loads(events[-1].removeprefix("data: "))["error"]["message"]
+
+
+async def test_a_message_without_content_and_a_body_that_is_not_called_json(web: httpx.AsyncClient) -> None:
+    answer = await web.post("/v1/chat/completions", json={"messages": [{"role": "user"}]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages.0.content")
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = await web.post("/v1/completions", content=b'{"prompt": "a"}', headers=form)
+    assert "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+async def test_null_is_unset_for_speculation_too(web: httpx.AsyncClient) -> None:
+    answer = await web.post("/v1/completions", json={"prompt": "abc", "max_tokens": 2, "speculation": None})
+    assert answer.status_code == 200
+
+
 def test_templates_get_what_they_expect_and_may_refuse() -> None:
     template = ChatTemplate(
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
