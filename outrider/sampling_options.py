@@ -33,7 +33,10 @@ class SamplingOptions(TypedDict, total=False):
 
 
 def set_options(request: pb.GenerateRequest, **options: Unpack[SamplingOptions]) -> None:
-    """Raises `InvalidRequest` for an integer that its wire type cannot hold; the server checks everything else."""
+    """Raises `InvalidRequest` for an integer that its wire type cannot hold, and `TypeError` for what is no option; the
+    server checks everything else."""
+    if unknown := options.keys() - SamplingOptions.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
     biases = options.pop("logit_bias", {})
     for token_id, bias in biases.items():
         _check_fits("logit_bias", token_id, 0, 2**32)
