@@ -36,7 +36,7 @@ bench: $(VENV)/.stamp-bench $(STUBS)  ## measure this machine and the embedded p
 .PHONY: test
 test: export OMP_NUM_THREADS = 1  # tests start processes of their own; on few cores more threads only wait
 test: $(VENV)/.stamp-dev $(STUBS)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.stamp-dev $(STUBS)  ## check style, types and the import contract
