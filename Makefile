@@ -15,6 +15,7 @@ PROTOS := $(wildcard protos/*.proto)
 STUBS := $(VENV)/.stamp-protos
 
 export TOKENIZERS_PARALLELISM = false
+export PATH := $(abspath $(BIN)):$(PATH)
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help

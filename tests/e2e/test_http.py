@@ -65,7 +65,8 @@ def test_chats_and_the_smallest_endpoint(client: OpenAI, up: Up) -> None:
     )
     assert plain["text"] == fast["text"]
     assert fast["metrics"]["speedup"] > 0
-    assert (plain["metrics"]["K"], fast["metrics"]["K"]) == (0, 4)
+    assert plain["metrics"]["K"] == 0
+    assert 0 < fast["metrics"]["K"] <= 4  # a mean over steps; those without a drafter count too
 
 
 def test_a_port_that_is_taken_is_one_line_and_exit_code_2() -> None:
