@@ -23,7 +23,6 @@ from coordinator.links import LinkEvents, WorkerLink
 from coordinator.meters import SessionMeter
 from coordinator.metrics import CoordinatorMetrics, LiveState, WorkerState
 from coordinator.placement import Placement
-from coordinator.plain_steps import PlainStepTimes
 from coordinator.request_log import RequestLog, log_fields
 from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, validate
 from coordinator.session import DraftLink, Session, TargetLink
@@ -92,7 +91,6 @@ class Coordinator:
         self._session_ids = itertools.count(1)
         self._sessions: set[Session] = set()
         self._costs: defaultdict[str, StepCostModel] = defaultdict(StepCostModel)  # by target
-        self._plain_steps = PlainStepTimes()
         self._profiles: defaultdict[tuple[str, str], AcceptanceProfile] = defaultdict(_new_profile)
         target_events = LinkEvents(
             self._check_target, self._on_target_up, self._on_target_frame, self._on_target_lost, self._links_changed.set
@@ -170,11 +168,6 @@ class Coordinator:
     def served_model(self) -> ServedModel:
         """Model and tokenizer. Raises `Unavailable` before the first target is known."""
         return self._served()
-
-    def plain_step_s(self) -> float | None:
-        """Measured seconds of a plain step at the load of now; None while none has been seen."""
-        num_up = sum(link.is_up for link in self._targets)
-        return self._plain_steps.typical_s(max(1, round(len(self._sessions) / max(1, num_up))))
 
     @property
     def num_waiting(self) -> int:
@@ -377,7 +370,6 @@ class Coordinator:
         if frame.step is not None:
             self._traffic.num_target_steps += 1
             self._costs[link.name].observe(frame.step)
-            self._plain_steps.observe(frame.step)
         load, now_s = Load(len(link.sessions)), time.monotonic()
         for session_id, event in frame.items:
             session = link.sessions.get(session_id)

@@ -1,7 +1,7 @@
 """One request under way: where it is placed, and what its client has yet to read.
 
 All decisions are `speculation.relay.RelaySession`'s; this carries out its actions. Nothing here blocks or runs a task:
-links and placement call in, the request's own iterator waits in `read`.
+links and placement call in; the request's own generator waits until something has changed, and takes it.
 """
 
 from __future__ import annotations

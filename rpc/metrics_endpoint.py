@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 from prometheus_client import CollectorRegistry
 
-from rpc.server import OnStatus, Status, check_bindable
-from telemetry.metrics_http import serving_metrics
+from rpc.server import OnStatus, Status, format_address, listening_socket
+from telemetry.metrics_http import PATH, serving_metrics
 
 
 @contextlib.asynccontextmanager
@@ -22,7 +22,8 @@ async def metrics_endpoint(
     if port is None:
         yield
         return
-    check_bindable(host, port)
-    async with serving_metrics(registry, host, port) as url:
-        on_status(Status("loading", f"metrics at {url}", address))
-        yield
+    with contextlib.closing(listening_socket(host, port)) as listener:
+        url = f"http://{format_address(host, listener.getsockname()[1])}{PATH}"
+        async with serving_metrics(registry, listener):
+            on_status(Status("loading", f"metrics at {url}", address))
+            yield

@@ -162,7 +162,8 @@ class DrafterSession:
             return []
         proposals = [self._propose(main)] if main.num_unsent else []
         branches = [branch for branch in self._lines.branches if self._is_sendable(branch)]
-        if proposals or sum(branch.num_unsent for branch in branches) >= BRANCH_FLUSHES * flush_tokens - 1:
+        num_due = BRANCH_FLUSHES * flush_tokens if flush_tokens > 1 else 1
+        if proposals or sum(branch.num_unsent for branch in branches) >= num_due:
             proposals += [self._propose(branch) for branch in branches]
         return proposals
 

@@ -31,37 +31,15 @@ def metrics_app(registry: CollectorRegistry) -> ASGIApp:
 
 
 @contextlib.asynccontextmanager
-async def serving_metrics(registry: CollectorRegistry, host: str, port: int) -> AsyncIterator[str]:
-    """Serves the registry meanwhile, and gives the URL. ``port`` 0 takes any free one.
-
-    Raises `OSError` if the address cannot be bound.
-    """
-    with contextlib.closing(_bind(host, port)) as listener:
-        server = _make_server(registry)
-        task = asyncio.create_task(server.serve(sockets=[listener]), name="metrics")
-        try:
-            yield _url(listener)
-        finally:
-            server.should_exit = server.force_exit = True
-            await task
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, kind, proto)
+async def serving_metrics(registry: CollectorRegistry, listener: socket.socket) -> AsyncIterator[None]:
+    """Serves the registry meanwhile at ``listener``, which listens already and stays the caller's."""
+    server = _make_server(registry)
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="metrics")
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}{PATH}"
+        yield
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
 
 
 def _make_server(registry: CollectorRegistry) -> uvicorn.Server:

@@ -33,14 +33,14 @@ def generate_router(coordinator: Coordinator) -> APIRouter:
 
     @router.post("/generate")
     async def generate(body: GenerateBody, request: Request) -> Json:
-        """Completes a prompt. ``speedup`` is against plain decoding as measured here, null while none was measured."""
+        """Completes a prompt. ``speedup`` is against plain steps as measured here; null where it cannot be told."""
         text, end = await while_connected(request, _complete(coordinator, _request(body, request_id_of(request))))
         stats = end.stats
         return {
             "text": text,
             "metrics": {
                 "acceptance_rate": round(stats.acceptance_rate, 4),
-                "speedup": _speedup(end, coordinator.plain_step_s()),
+                "speedup": round(end.estimated_speedup, 2) or None,
                 "K": round(stats.mean_k, 2),
             },
         }
@@ -68,15 +68,3 @@ async def _complete(coordinator: Coordinator, request: GenerateRequest) -> tuple
             if isinstance(event, TokensEvent):
                 texts.append(event.text)
     raise AssertionError("a request ended without its last event")
-
-
-def _speedup(end: FinishedEvent, plain_step_s: float | None) -> float | None:
-    """Time that plain steps take for as many tokens, over the time that it took; from the first token on.
-
-    Plain steps count without what passes between them, so that this rather says too little.
-    """
-    num_tokens = end.num_completion_tokens - 1
-    took_s = end.timing.total_s - end.timing.first_token_s
-    if plain_step_s is None or num_tokens < 1 or took_s <= 0:
-        return None
-    return round(plain_step_s * num_tokens / took_s, 2)

@@ -82,13 +82,13 @@ async def test_generate_says_what_speculation_was_worth(web: httpx.AsyncClient) 
     fast = (await web.post("/generate", json={"prompt": "abc", "max_tokens": 20})).json()
     assert fast["text"] == plain["text"]
     assert (plain["metrics"]["K"], plain["metrics"]["acceptance_rate"]) == (0, 0)
-    assert 0 < plain["metrics"]["speedup"] < 1.5  # plain steps against plain steps
-    assert fast["metrics"]["speedup"] > plain["metrics"]["speedup"]
+    assert plain["metrics"]["speedup"] is None
+    assert fast["metrics"]["speedup"] > 1  # scripted steps take the same time, and these committed several tokens
     assert fast["metrics"]["acceptance_rate"] > 0
     assert set(fast) == {"text", "metrics"}
 
 
-async def test_no_speedup_is_told_where_no_plain_step_was_measured() -> None:
+async def test_no_speedup_is_told_of_a_single_token() -> None:
     async with running_front_door() as door, httpx.AsyncClient(base_url=door.url) as web:
         answer = await web.post("/generate", json={"prompt": "abc", "max_tokens": 1})
     assert answer.json()["metrics"]["speedup"] is None

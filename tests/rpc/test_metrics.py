@@ -18,7 +18,6 @@ from protos import generation_pb2
 from rpc.errors import AddressInUse
 from rpc.metrics_endpoint import metrics_endpoint
 from rpc.server import Status
-from telemetry.metrics_http import serving_metrics
 from tests.doubles.eventually import eventually
 from tests.doubles.samples import by_label, total
 from tests.doubles.scripted_workers import ScriptedDrafter, ScriptedTarget
@@ -159,8 +158,12 @@ def small_registry() -> CollectorRegistry:
 
 
 async def test_the_endpoint_serves_the_registry_and_nothing_else() -> None:
-    async with serving_metrics(small_registry(), "127.0.0.1", 0) as url, httpx.AsyncClient() as client:
-        answer, other = await client.get(url), await client.get(url.replace("/metrics", "/else"))
+    told: list[Status] = []
+    async with (
+        metrics_endpoint(small_registry(), "127.0.0.1", 0, told.append, ""),
+        httpx.AsyncClient(base_url=told[0].detail.removeprefix("metrics at ").removesuffix("/metrics")) as client,
+    ):
+        answer, other = await client.get("/metrics"), await client.get("/else")
 
     assert answer.headers["content-type"].startswith("text/plain; version=")
     samples = [sample for family in text_string_to_metric_families(answer.text) for sample in family.samples]

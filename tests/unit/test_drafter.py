@@ -205,13 +205,13 @@ def test_a_branch_waits_until_its_place_is_known_and_is_worth_a_message() -> Non
     draft(drafter, 4)
     draft(drafter, 5)
     assert [(one.token_ids, one.is_branch) for one in drafter.take_proposals(4)] == [((4, 5), False), ((33, 34), True)]
-    for token_id in range(35, 41):
+    for token_id in range(35, 42):
         draft(drafter, token_id, line=branch)
     assert drafter.take_proposals(4) == []
-    draft(drafter, 41, line=branch)
-    assert [one.token_ids for one in drafter.take_proposals(4)] == [tuple(range(35, 42))]  # enough of it
     draft(drafter, 42, line=branch)
-    assert [one.token_ids for one in drafter.take_proposals(1)] == [(42,)]  # nothing more is going to be drafted
+    assert [one.token_ids for one in drafter.take_proposals(4)] == [tuple(range(35, 43))]  # enough of it
+    draft(drafter, 43, line=branch)
+    assert [one.token_ids for one in drafter.take_proposals(1)] == [(43,)]  # nothing more is going to be drafted
     draft(drafter, 6)
     late = begin_branch(drafter, 4)  # in place of 6, which has not been sent
     draft(drafter, 66, line=late)

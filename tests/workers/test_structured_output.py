@@ -137,6 +137,25 @@ async def test_made_up_proposals_are_cut_where_the_grammar_forbids_them(make_run
         await run_all(coordinator, expected, WAYS, concurrency=6)
 
 
+@pytest.mark.parametrize("drafter", ["close", "wrong"])
+@pytest.mark.parametrize("method", ["rejection", "block"])
+async def test_methods_of_verification_say_only_what_the_grammar_allows(
+    make_runtime, model_folders, expected, drafter: str, method: str
+) -> None:
+    """Their tokens need not be those of plain decoding; each has to be allowed where it is."""
+    tokenizer_json = load_tokenizer_json(str(model_folders["target"]))
+    sampled = [asked for asked in expected if asked.grammar is not None and asked.parameters.temperature > 0]
+    way = SpeculationOptions(policy="fixed", k=4, method=method)
+    async with stack(make_runtime, model_folders, drafter, chaos=drafter == "wrong") as (coordinator, _):
+        answers = await asyncio.gather(*(generate(coordinator, asked, way) for asked in sampled))
+    for asked, answer in zip(sampled, answers, strict=True):
+        allowed = grammars.from_scratch(asked.grammar, tokenizer_json, VOCAB_SIZE)
+        said = [token_id for token_id in answer.tokens if token_id != 0]
+        assert all(allowed(said[:index])[token_id] for index, token_id in enumerate(said))
+        assert answer.reason is not FinishReason.STOP or grammars.fits(asked.grammar, answer.text)
+    assert sum(answer.stats.num_drafted for answer in answers) > 100
+
+
 async def test_a_short_budget_cuts_the_answer(make_runtime, model_folders, expected) -> None:
     asked = next(asked for asked in expected if asked.grammar is grammars.GRAMMARS[0])
     async with stack(make_runtime, model_folders, "close", chaos=False) as (coordinator, _):
