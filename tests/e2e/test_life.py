@@ -9,7 +9,7 @@ import time
 
 import psutil
 
-from outrider.client import Client, Event, Speculation, collect
+from outrider.client import Client, Event, Speculation, Tokens, collect
 from outrider.launcher import LocalStack, StackOptions
 from tests.e2e.conftest import Models
 from tests.e2e.processes import Up, dispose, outrider, running_up, start_up
@@ -22,10 +22,12 @@ async def test_killing_the_draft_worker_changes_no_token(up: Up) -> None:
         plain = await client.complete(PROMPT, max_tokens=300, ignore_eos=True, speculation=Speculation(disabled=True))
         drafter = up.child("draft-worker")
         events: list[Event] = []
+        killed = False
         async for event in client.generate(PROMPT, max_tokens=300, ignore_eos=True):
             events.append(event)
-            if len(events) == 10:
+            if not killed and isinstance(event, Tokens) and any(token.drafted for token in event.tokens):
                 drafter.kill()
+                killed = True
         answer = collect(events)
 
         assert answer.token_ids == plain.token_ids
@@ -34,7 +36,7 @@ async def test_killing_the_draft_worker_changes_no_token(up: Up) -> None:
         assert answer.speculation.num_draft_losses >= 1
 
         await eventually_drafting(client)
-        again = await client.complete(PROMPT, max_tokens=32)
+        again = await client.complete(PROMPT, max_tokens=32, speculation=Speculation(policy="fixed", k=4, turns=True))
 
     assert again.speculation.num_accepted > 0
 
