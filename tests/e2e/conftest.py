@@ -32,6 +32,16 @@ class Models:
     """Another vocabulary of the same size."""
 
 
+def pytest_configure() -> None:
+    """A shell that starts the tests in the background has them, and every process they start, ignore Ctrl-C.
+
+    A handler that is Python's is the default again in a child; one told to do so between fork and exec would run
+    gRPC's handlers of a fork there, which has failed.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     root: Path = tmp_path_factory.mktemp("models")
