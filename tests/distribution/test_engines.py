@@ -1,7 +1,8 @@
 """Both engines, their sessions, schedules and caches, on table models: what comes out has the target's distribution.
 
-`test_joint_distribution` says that the arithmetic is right, with samples enough; here are fewer, and everything around
-the arithmetic: proposals, staging, K that changes, drafts that come late, stop tokens, rollback.
+`test_joint_distribution` says that the arithmetic is right, with samples enough; here is everything around the
+arithmetic: proposals, staging, K that changes, drafts that come late, stop tokens, rollback. That takes longer, so the
+usual run has fewer sessions; ``pytest -m slow tests/distribution`` has as many as there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from speculation.messages import (
 from speculation.verifier import VerifierSession
 from target_worker.engine import VerifyEngine
 from target_worker.sessions import TargetSession
-from tests.distribution.statistic import FALSE_ALARM_RATE, p_value
+from tests.distribution.statistic import FALSE_ALARM_RATE, NUM_SAMPLES, p_value
 from tests.distribution.table_runtime import TableRuntime
 from tests.distribution.table_world import NUM_TOKENS, VOCAB_SIZE, Ints, Settings, cells, exact_joint
 from tests.distribution.test_joint_distribution import DRAFTS, TARGET
@@ -128,10 +129,10 @@ def cut(tokens: Ints) -> Ints:
     return np.where(is_behind, STOP, tokens)
 
 
-def p_of(method: Method, settings: Settings) -> float:
+def p_of(method: Method, settings: Settings, num_sessions: int = NUM_SESSIONS) -> float:
     tokens: list[list[int]] = []
     num_drafted = num_accepted = 0
-    for start in range(0, NUM_SESSIONS, NUM_TOGETHER):
+    for start in range(0, num_sessions, NUM_TOGETHER):
         run = Run(sampled(method, settings, range(start, start + NUM_TOGETHER)), seed=start)
         run.run()
         tokens += run.tokens
@@ -147,10 +148,25 @@ SETTINGS = Settings(1.0, top_n=3)
 METHODS = pytest.mark.parametrize("method", [Method.REJECTION, Method.BLOCK], ids=["rejection", "block"])
 
 
+DRAWN = pytest.mark.parametrize(
+    "settings", [SETTINGS, Settings(1.5, top_p=0.9, top_n=1)], ids=["sampled", "greedy draft"]
+)
+
+
 @METHODS
-@pytest.mark.parametrize("settings", [SETTINGS, Settings(1.5, top_p=0.9, top_n=1)], ids=["sampled", "greedy draft"])
+@DRAWN
 def test_what_the_engines_commit(method: Method, settings: Settings) -> None:
     assert p_of(method, settings) > FALSE_ALARM_RATE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@METHODS
+@DRAWN
+def test_what_the_engines_commit_in_many_sessions(method: Method, settings: Settings) -> None:
+    p = p_of(method, settings, NUM_SAMPLES)
+    print(f"\n{NUM_SAMPLES} sessions: p {p:.3f}")
+    assert p > FALSE_ALARM_RATE
 
 
 @METHODS

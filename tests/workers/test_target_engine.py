@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from inference import Chunk, PagedRuntime
+from inference import Chunk, PagedRuntime, Runtime
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.fingerprint import fingerprint
 from speculation.messages import (
     CloseSession,
     FinishReason,
+    LogprobOptions,
     OpenTarget,
     Proposal,
     Sampling,
@@ -24,9 +25,11 @@ from speculation.messages import (
     SessionId,
     SetK,
     TargetCommand,
+    TokenLogprobs,
     Verdict,
 )
 from target_worker.engine import VerifyEngine
+from target_worker.sessions import TargetSession
 from tests.doubles import reference
 from tests.doubles.tiny_models import VOCAB_SIZE
 
@@ -175,6 +178,69 @@ def test_short_memory_shrinks_the_batch_and_not_the_answers(
     for session, prompt in enumerate(prompts):
         assert harness.tokens[session] == reference.decode(target_model, prompt, parameters, 30)
     assert harness.runtime.num_free_tokens == 160
+
+
+@torch.inference_mode()
+def full_forward(model: LlamaForCausalLM, token_ids: Sequence[int], sampling: Sampling) -> torch.Tensor:
+    """Log-probabilities of each next token, [len(token_ids), V], of what ``sampling`` draws from."""
+    scores = model(torch.tensor([token_ids]), use_cache=False).logits[0].float() / (sampling.temperature or 1.0)
+    if sampling.top_k:
+        scores[scores < scores.topk(sampling.top_k).values[:, -1:]] = -torch.inf
+    return scores.log_softmax(-1)
+
+
+def assert_tells_of(found: Sequence[TokenLogprobs], rows: torch.Tensor, token_ids: Sequence[int], num_top: int) -> None:
+    """``found[i]`` is what ``rows[i]`` says of ``token_ids[i]`` and of the most likely tokens."""
+    assert len(found) == len(rows) == len(token_ids)
+    for one, row, token_id in zip(found, rows, token_ids, strict=True):
+        assert one.logprob == pytest.approx(float(row[token_id]), abs=1e-4)
+        best = row.topk(num_top)
+        assert [logprob for _, logprob in one.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert [float(row[token]) for token, _ in one.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("processed", [False, True], ids=["raw", "processed"])
+@pytest.mark.parametrize(
+    "parameters",
+    [reference.Parameters(), reference.Parameters(0.7, top_k=20, seed=5)],
+    ids=["greedy", "sampled"],
+)
+def test_logprobs_survive_the_loss_of_the_cache(
+    make_runtime: MakeRuntime,
+    target_model: LlamaForCausalLM,
+    monkeypatch: pytest.MonkeyPatch,
+    parameters: reference.Parameters,
+    processed: bool,
+) -> None:
+    num_tokens, num_top = 30, 5
+    sampling = Sampling(parameters.temperature, parameters.top_k, parameters.top_p, parameters.seed)
+    harness = Harness(make_runtime(kv_tokens=192))
+    give_back, lost_at = TargetSession.preempt, set[int]()
+
+    def preempt(session: TargetSession, runtime: Runtime) -> None:
+        lost_at.add(len(harness.tokens[session.key[1]]))
+        give_back(session, runtime)
+
+    monkeypatch.setattr(TargetSession, "preempt", preempt)
+    prompts = [*(prompt_of(40, seed) for seed in range(4)), prompt_of(150, 4)]  # the last is prefilled in chunks
+    answers = [reference.decode(target_model, prompt, parameters, num_tokens) for prompt in prompts]
+    for session, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        harness.tokens[session], harness.verdicts[session] = [], []
+        options, length = LogprobOptions(num_top, processed), len(prompt) + num_tokens
+        harness.send(session, OpenTarget(tuple(prompt), sampling, length, (), 4, False, options, num_top))
+        stage(harness, session, prompt, [*answer[:9], (answer[9] + 1) % VOCAB_SIZE])
+    harness.run()
+    assert any(0 < place < num_tokens for place in lost_at), "no cache was lost in the middle of an answer"
+    for session, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        assert harness.tokens[session] == answer
+        first, *others = harness.verdicts[session]
+        assert not any(verdict.prompt_logprobs for verdict in others), "what has been told is not told again"
+        rows = full_forward(target_model, [*prompt, *answer[:-1]], Sampling())
+        assert_tells_of(first.prompt_logprobs, rows[: len(prompt) - 1], prompt[1:], num_top)
+        if processed:
+            rows = full_forward(target_model, [*prompt, *answer[:-1]], sampling)
+        told = [one for verdict in harness.verdicts[session] for one in verdict.logprobs]
+        assert_tells_of(told, rows[len(prompt) - 1 :], answer, num_top)
 
 
 def test_what_never_fits_fails_alone(make_runtime: MakeRuntime, target_model: LlamaForCausalLM) -> None:
