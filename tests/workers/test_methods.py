@@ -101,7 +101,7 @@ def check_possible(model: LlamaForCausalLM, answer: Answer) -> None:
     logits = model(torch.tensor([token_ids]), use_cache=False).logits[0].float().numpy()
     for index, token in enumerate(answer.tokens, len(answer.prompt)):
         output = token_ids[len(answer.prompt) : index]
-        adjusted = reference.adjust(logits[index - 1], answer.parameters, answer.prompt, output, ())
+        adjusted = reference.adjust(logits[index - 1], answer.parameters, answer.prompt, output, (0, *answer.stop))
         assert token in _allowed(adjusted, answer.parameters)
     stops = {0, *answer.stop}
     assert not stops.intersection(answer.tokens[:-1])
@@ -112,7 +112,10 @@ def check_possible(model: LlamaForCausalLM, answer: Answer) -> None:
 
 def _allowed(logits: np.ndarray, parameters: reference.Parameters) -> set[int]:
     scores = logits / np.float32(parameters.temperature)
-    order = np.argsort(-scores, kind="stable")[: parameters.top_k or None]
+    order = np.argsort(-scores, kind="stable")
+    if parameters.min_p:
+        order = order[scores[order] >= scores.max() + np.log(parameters.min_p) - 1e-6]
+    order = order[: parameters.top_k or None]
     p = np.exp(scores[order].astype(np.float64) - scores[order].max())
     p /= p.sum()
     return set(order[np.cumsum(p) - p < parameters.top_p + 1e-6].tolist())

@@ -20,6 +20,7 @@ from speculation.messages import TokenLogprobs
 from tests.doubles import reference
 from tests.doubles.tiny_models import VOCAB_SIZE, byte_level_tokenizer
 from tests.workers.test_exactness import stack
+from tests.workers.test_methods import Answer, check_possible
 
 MAX_TOKENS = 20
 PROMPTS = [tuple(random.Random(seed).choices(range(1, VOCAB_SIZE), k=9)) for seed in range(4)]
@@ -28,6 +29,9 @@ WAYS = {
     # takes turns, so that drafts are there on any machine
     "speculative": SpeculationOptions(policy="fixed", k=5, turns=True),
     "streamed": SpeculationOptions(policy="fixed", k=5),
+}
+RATIO_WAYS = {
+    method: SpeculationOptions(policy="fixed", k=5, turns=True, method=method) for method in ("rejection", "block")
 }
 ASKED: Mapping[str, dict[str, object]] = {
     "min_p": {"min_p": 0.2},
@@ -102,6 +106,41 @@ async def test_the_same_tokens_whichever_way(
             assert together == expected, way
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("way", RATIO_WAYS)
+async def test_every_rule_holds_under_the_ratio_methods(
+    make_runtime, model_folders, target_model, way: str, temperature: float
+) -> None:
+    """They keep the distribution and not the tokens, so there are few tokens to choose from, by what is asked."""
+
+    async def one(name: str, index: int) -> Answer:
+        asked = {**ASKED[name], "top_k": 4}
+        request = GenerateRequest(
+            PROMPTS[index],
+            max_tokens=MAX_TOKENS,
+            temperature=temperature,
+            seed=index,
+            speculation=RATIO_WAYS[way],
+            **asked,  # type: ignore[arg-type]
+        )
+        events = await events_of(coordinator, request)
+        finished = events[-1]
+        assert isinstance(finished, FinishedEvent)
+        tokens = [piece.token_id for event in events if isinstance(event, TokensEvent) for piece in event.tokens]
+        parameters = reference_parameters(asked, temperature, index)
+        return Answer(PROMPTS[index], parameters, (), tokens, finished.finish_reason, finished.stats)
+
+    cases = [(name, index) for name in ASKED for index in range(2)]
+    async with stack(make_runtime, model_folders, "close", chaos=False) as (coordinator, _):
+        answers = [await one(*case) for case in cases] + await asyncio.gather(*(one(*case) for case in cases))
+    for answer in answers:
+        if temperature:
+            check_possible(target_model, answer)
+        else:
+            assert answer.tokens == reference.decode(target_model, answer.prompt, answer.parameters, MAX_TOKENS, (0,))
+    assert sum(answer.stats.num_accepted for answer in answers) > 0
+
+
 # -- logprobs -----------------------------------------------------------------------------------------------------
 
 
@@ -139,11 +178,12 @@ async def test_logprobs_are_those_of_a_full_forward(
             frequency_penalty=1.0,  # raw logprobs know nothing of it
             logprobs=num_top,
             prompt_logprobs=num_top,
-            speculation=WAYS[way],
+            speculation=ways[way],
         )
 
+    ways = WAYS | RATIO_WAYS
     async with stack(make_runtime, model_folders, "close", chaos=False) as (coordinator, _):
-        for way in WAYS:
+        for way in ways:
             together = await asyncio.gather(*(events_of(coordinator, request(way)) for _ in range(3)))
             for events in together:
                 started, *_ = events
@@ -156,7 +196,7 @@ async def test_logprobs_are_those_of_a_full_forward(
                 for index, piece in enumerate(pieces):
                     assert piece.logprobs is not None
                     check(piece.logprobs, rows[len(prompt) - 1 + index], piece.token_id, num_top)
-            if way == "speculative":
+            if ways[way].turns:
                 assert any(piece.drafted for piece in pieces), "drafted tokens have logprobs too"
 
 
