@@ -28,7 +28,7 @@ class LineEnd:
 
     def row(self) -> SamplingRow:
         """How the token is drawn."""
-        row = self.rows.row(self.drafter.committed, self.drafter.ahead(self.line))
+        row = self.rows.fixed or self.rows.row(self.drafter.committed, self.drafter.ahead(self.line))
         if self.mask is not None:
             row = row.with_allowed(self.mask)
         takes_best = self.drafter.sampling.by_ratio and not self.drafter.sampling.needs_q

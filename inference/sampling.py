@@ -141,6 +141,8 @@ def warped(logits: torch.Tensor, rows: Sequence[SamplingRow], *, limit: int | No
 
 def _prepared(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
     """``logits`` with each row adjusted, and without what may not be drawn; a copy unless there is nothing to do."""
+    if all(row.adjustment is None and row.allowed is None for row in rows):
+        return logits
     scores = logits
     if any(row.adjustment is not None for row in rows):
         scores = adjusted(logits, [row.adjustment for row in rows])

@@ -74,6 +74,11 @@ class SequenceRows:
         self._counts = None if self._penalties.is_off else _TokenCounts(prompt_length)
         self._has_rules = bool(self._bias_token_ids or self._bad_words or self._counts)
 
+    @property
+    def fixed(self) -> SamplingRow | None:
+        """The row at every position; None if rows depend on the tokens before them."""
+        return None if self._has_rules or self._min_length else self._plain
+
     def rows(self, committed: Sequence[int], drafted: Sequence[int]) -> list[SamplingRow]:
         """The rows after ``committed + drafted[:i]`` for each ``i`` in ``[0, len(drafted)]``."""
         if not self._has_rules and len(committed) >= self._min_length:

@@ -140,11 +140,10 @@ class VerifyForward:
 
     def _draw(self, logits: Tensor, entries: Sequence[TargetEntry], masks: Masks) -> list[Outcome]:
         parts = _parts(entries, masks)
-        outcomes = []
-        for part, draws in zip(parts, self._decide(logits, parts), strict=True):
-            its_logits = logits[part.start : part.start + len(draws)]
-            outcomes.append(Outcome(draws, self._logprobs_of(its_logits, part.rows[: len(draws)], draws, part.entry)))
-        return outcomes
+        drawn = self._decide(logits, parts)
+        return [
+            Outcome(draws, self._logprobs_of(logits, part, draws)) for part, draws in zip(parts, drawn, strict=True)
+        ]
 
     def _decide(self, logits: Tensor, parts: Sequence[_Part]) -> list[list[TokenId]]:
         """The target's tokens of each part: drawn, or kept and drawn by the ratio rules if a session asks for that."""
@@ -152,26 +151,28 @@ class VerifyForward:
         if not judged:
             return self._draw_tokens(logits, parts)
         others = [index for index in range(len(parts)) if index not in judged]
-        drawn = self._draw_tokens(logits, [parts[index] for index in others])
+        other_parts = [parts[index] for index in others]
+        drawn = self._draw_tokens(_rows_of(logits, other_parts), other_parts)
         its_logits = _rows_of(logits, [parts[index] for index in judged])
         kept = verify_by_ratio(its_logits, list(judged.values()), self._vocab_size)
         tokens = dict(zip([*others, *judged], [*drawn, *kept], strict=True))
         return [tokens[index] for index in range(len(parts))]
 
     def _draw_tokens(self, logits: Tensor, parts: Sequence[_Part]) -> list[list[TokenId]]:
+        """``logits`` are the rows of these parts."""
         rows = [row for part in parts for row in part.rows]
         positions = [position for part in parts for position in part.positions]
-        token_ids = draw(_rows_of(logits, parts), rows, positions, limit=self._vocab_size).token_ids if rows else []
+        token_ids = draw(logits, rows, positions, limit=self._vocab_size).token_ids if rows else []
         rest = iter(token_ids)
         return [list(itertools.islice(rest, len(part.rows))) for part in parts]
 
-    def _logprobs_of(
-        self, logits: Tensor, rows: Sequence[SamplingRow], draws: Sequence[TokenId], entry: TargetEntry
-    ) -> list[TokenLogprobs]:
-        options = entry.session.verifier.logprobs
+    def _logprobs_of(self, logits: Tensor, part: _Part, draws: Sequence[TokenId]) -> list[TokenLogprobs]:
+        options = part.entry.session.verifier.logprobs
         if options is None or not draws:
             return []
-        scores = warped(logits, rows, limit=self._vocab_size) if options.processed else logits
+        scores = logits[part.start : part.start + len(draws)]
+        if options.processed:
+            scores = warped(scores, part.rows[: len(draws)], limit=self._vocab_size)
         return self._logprobs(scores, draws, options.num_top)
 
     def _logprobs(self, scores: Tensor, token_ids: Sequence[TokenId], num_top: int) -> list[TokenLogprobs]:
