@@ -7,14 +7,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 MAX_PROMPTS = 64
 """Prompts in one completion request."""
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    """Values have the type that JSON gives them: true is no number, and neither is "5"."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, values: object) -> object:
+        """Clients write null for what they leave out; of a field that nobody knows it says that it is not known."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None or name not in cls.model_fields}
 
 
 class StreamOptions(Body):
@@ -87,11 +97,6 @@ class GenerationBody(Body):
 
     speculation: SpeculationBody = SpeculationBody()
 
-    @field_validator("speculation", mode="before")
-    @classmethod
-    def _null_is_unset(cls, value: object) -> object:
-        return SpeculationBody() if value is None else value
-
 
 TokenIds = list[int]
 Prompts = Annotated[list[str] | list[TokenIds], Field(max_length=MAX_PROMPTS)]
@@ -124,6 +129,13 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str | list[TextPart] | None, Field(validate_default=True)] = None
     name: str | None = None
+
+    # What an answer has, null, and comes back with it when the chat goes on.
+    refusal: None = None
+    tool_calls: None = None
+    function_call: None = None
+    audio: None = None
+    annotations: None = None
 
     @field_validator("content")
     @classmethod
