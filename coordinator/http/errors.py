@@ -22,6 +22,9 @@ _log = logging.getLogger(__name__)
 
 _TYPES: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
+MAX_SHOWN_CHARS = 60
+"""Of the name of a field."""
+
 RETRY_UNAVAILABLE_S = 1.0
 """What a 503 says to wait: workers come back by themselves, nobody knows when."""
 
@@ -125,18 +128,20 @@ def _violation(details: Mapping[str, Any], body: object) -> FieldViolation:
     return FieldViolation(field, message[:1].lower() + message[1:])
 
 
-def _path(location: Sequence[str | int], body: Any, is_absent: bool) -> list[str]:
+def _path(location: Sequence[str | int], body: object, is_absent: bool) -> list[str]:
     """The keys and indices that lead through the body, without the names of the types that were tried on it.
 
     ``is_absent``: the last may be a key that is not there.
     """
     path: list[str] = []
     for depth, part in enumerate(location, 1):
-        if (isinstance(body, list) and isinstance(part, int)) or (isinstance(body, dict) and part in body):
+        if isinstance(body, list) and isinstance(part, int):
             body = body[part]
+        elif isinstance(body, dict) and part in body:
+            body = body.get(part)
         elif not (is_absent and isinstance(body, dict) and depth == len(location)):
             continue
-        path.append(str(part))
+        path.append(str(part)[:MAX_SHOWN_CHARS])
     return path
 
 
