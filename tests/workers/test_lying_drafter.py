@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from coordinator.clients import DraftClient
 from coordinator.requests import SpeculationOptions
 from tests.doubles import reference
-from tests.doubles.liar import LIES, LyingDraftClient
+from tests.doubles.liar import LIES, Lie, LyingDraftClient
 from tests.workers.test_exactness import stack
 from tests.workers.test_methods import PARAMETERS, ask, check_possible, expected
 
@@ -21,7 +22,10 @@ WAYS = [
 ]
 
 
-def asked() -> list[tuple[reference.Parameters, SpeculationOptions]]:
+Asked = tuple[reference.Parameters, SpeculationOptions]
+
+
+def asked() -> list[Asked]:
     """Every way with every parameter, greedy and sampled: mixed in each batch."""
     found = []
     for seed, (parameters, way, is_greedy) in enumerate(itertools.product(PARAMETERS.values(), WAYS, (True, False))):
@@ -29,15 +33,24 @@ def asked() -> list[tuple[reference.Parameters, SpeculationOptions]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES)
 async def test_no_lie_ends_an_answer_nor_changes_a_coupled_one(
     make_runtime, model_folders, target_model, lie: str
 ) -> None:
     requests = asked()[list(LIES).index(lie) % 7 :: 7]
-    async with stack(make_runtime, model_folders, "close", False, wire=lambda c: LyingDraftClient(c, [LIES[lie]])) as (
-        coordinator,
-        _,
-    ):
+    await check(make_runtime, model_folders, target_model, [LIES[lie]], requests)
+
+
+async def test_all_lies_in_turn(make_runtime, model_folders, target_model) -> None:
+    await check(make_runtime, model_folders, target_model, list(LIES.values()), asked()[::11])
+
+
+async def check(make_runtime, model_folders, target_model, lies: list[Lie], requests: list[Asked]) -> None:
+    def wire(client: DraftClient) -> DraftClient:
+        return LyingDraftClient(client, lies)
+
+    async with stack(make_runtime, model_folders, "close", chaos=False, wire=wire) as (coordinator, _):
         answers = await asyncio.gather(*(ask(coordinator, parameters, (), way) for parameters, way in requests))
         assert coordinator.num_sessions == 0
     for (parameters, way), answer in zip(requests, answers, strict=True):
