@@ -8,6 +8,7 @@ in frames: at once while the target may be waiting for it, a few tokens together
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from rpc.codec import DraftFrame
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.draft_lines import DraftLine, LineId
 from speculation.draft_schedule import DraftEntry, DraftSchedule
-from speculation.drafter import CommitMismatch, DrafterSession
+from speculation.drafter import CommitMismatch, DrafterSession, take_frame
 from speculation.messages import (
     CloseSession,
     Commit,
@@ -121,9 +122,9 @@ class DraftEngine:
                     self._drop(key)
             else:
                 for session_id, item in command.items:
-                    self._apply_item((command.connection, session_id), item)
+                    self._apply_item((command.connection, session_id), item, command.arrived_s)
 
-    def _apply_item(self, key: SessionKey, item: DraftCommand) -> None:
+    def _apply_item(self, key: SessionKey, item: DraftCommand, arrived_s: float) -> None:
         session = self._sessions.get(key)
         if isinstance(item, OpenDraft):
             self._open(key, item)
@@ -136,7 +137,7 @@ class DraftEngine:
             session.drafter.set_lookahead(item.lookahead)
             session.follow(self._runtime)
         else:
-            self._commit(session, item)
+            self._commit(session, item, arrived_s)
 
     def _open(self, key: SessionKey, command: OpenDraft) -> None:
         error = check_open_draft(command, self._vocab_size, self._runtime.max_context)
@@ -154,9 +155,9 @@ class DraftEngine:
         _log.debug("session opened", extra={"session_id": key[1], "num_tokens": len(command.token_ids)})
         self._paths.start(key, command.sampling, command.token_ids)
 
-    def _commit(self, session: _Session, command: Commit) -> None:
+    def _commit(self, session: _Session, command: Commit, arrived_s: float) -> None:
         try:
-            session.drafter.commit(command)
+            session.drafter.commit(command, arrived_s)
         except CommitMismatch as error:
             self._fail(session.key, SessionError(SessionErrorCode.INVALID, str(error)))
             return
@@ -191,10 +192,14 @@ class DraftEngine:
         self._take_paths()
         sessions = self._paths.without(self._sessions)
         entries = self._schedule.next(sessions)
+        start_s = self._clock()
         if entries:
             self._run(entries)
-        busy = self._schedule.has_work(sessions)
-        return StepResult(self._take_frames(self._flush_tokens if busy else 1), wait_s=0.0 if busy else None)
+        now_s = self._clock()
+        if not self._schedule.has_work(sessions):
+            return StepResult(self._take_frames(1, now_s, math.inf))
+        next_s = now_s + (now_s - start_s)  # if the next step takes as long
+        return StepResult(self._take_frames(self._flush_tokens, now_s, next_s), wait_s=0.0)
 
     def _run(self, entries: list[DraftEntry[_Session]]) -> None:
         start_s = self._clock()
@@ -263,12 +268,22 @@ class DraftEngine:
                 failed[entry.session.key] = error
         return masks, failed
 
-    def _take_frames(self, flush_tokens: int) -> list[EngineOutput]:
-        """One frame for each connection that has news; nothing waits for what will not be drafted."""
-        items: dict[ConnectionId, list[tuple[SessionId, DraftEvent]]] = {}
+    def _by_connection(self) -> dict[ConnectionId, list[_Session]]:
+        found: dict[ConnectionId, list[_Session]] = {}
         for session in self._sessions.values():
-            for proposal in session.drafter.take_proposals(flush_tokens):
-                items.setdefault(session.key[0], []).append((session.key[1], proposal))
+            found.setdefault(session.key[0], []).append(session)
+        return found
+
+    def _take_frames(self, flush_tokens: int, now_s: float, next_s: float) -> list[EngineOutput]:
+        """One frame for each connection that has news; the next ones are expected to leave at ``next_s``."""
+        items: dict[ConnectionId, list[tuple[SessionId, DraftEvent]]] = {}
+        for connection, sessions in self._by_connection().items():
+            taken = take_frame([session.drafter for session in sessions], flush_tokens, now_s, next_s)
+            news: list[tuple[SessionId, DraftEvent]] = [
+                (one.key[1], proposal) for one, found in zip(sessions, taken, strict=True) for proposal in found
+            ]
+            if news:
+                items[connection] = news
         for (connection, session_id), error in self._errors:
             items.setdefault(connection, []).append((session_id, error))
         self._errors.clear()

@@ -14,6 +14,9 @@ from outrider.client import Finished, Tokens
 DRAFTED = "green"
 TARGET = "bold underline"  # told apart without colours too
 
+_SHOWN = {0x1B: "␛", **dict.fromkeys(range(0x80, 0xA0), "�")}
+"""Terminals begin commands with the characters from U+0080 on as well: U+009B is an escape and a bracket in one."""
+
 
 class Progress:
     """Where the processes stand: a spinner on a terminal, a line for each change elsewhere. On stderr."""
@@ -113,4 +116,4 @@ def summary_line(finished: Finished) -> str:
 
 def _printable(text: str) -> str:
     """A model's text must not drive the terminal."""
-    return text.replace("\x1b", "␛")
+    return text.translate(_SHOWN)

@@ -162,6 +162,8 @@ def _proposal_to_proto(proposal: Proposal) -> common_pb2.Proposal:
             common_pb2.DraftDistribution(token_ids=distribution.token_ids, weights=distribution.weights)
             for distribution in proposal.distributions
         ],
+        num_committed=proposal.num_committed,
+        held_s=proposal.held_s,
     )
 
 
@@ -176,6 +178,8 @@ def _proposal_from_proto(message: common_pb2.Proposal) -> Proposal:
             DraftDistribution(tuple(distribution.token_ids), tuple(distribution.weights))
             for distribution in message.distributions
         ),
+        message.num_committed,
+        message.held_s,
     )
 
 
@@ -311,6 +315,7 @@ def _verdict_to_proto(verdict: Verdict) -> target_pb2.Verdict:
         num_late_right=verdict.num_late_right,
         missed=verdict.missed,
         caught=verdict.caught,
+        gather_s=verdict.gather_s,
         finish_reason=_FINISH_TO_PROTO[verdict.finish_reason],
     )
     if verdict.logprobs:  # hardly ever there, and empty lists cost as much as the rest
@@ -360,6 +365,7 @@ def _verdict_from_proto(message: target_pb2.Verdict) -> Verdict:
         message.caught,
         tuple(map(_logprobs_from_proto, message.logprobs)),
         tuple(map(_logprobs_from_proto, message.prompt_logprobs)),
+        message.gather_s,
     )
 
 
@@ -379,7 +385,7 @@ def _draft_command_to_proto(session_id: SessionId, command: DraftCommand) -> dra
     message = draft_pb2.DraftCommand
     match command:
         case Commit():
-            commit = draft_pb2.Commit(start=command.start, token_ids=command.token_ids)
+            commit = draft_pb2.Commit(start=command.start, token_ids=command.token_ids, gather_s=command.gather_s)
             return message(session_id=session_id, commit=commit)
         case SetLookahead():
             lookahead = draft_pb2.SetLookahead(lookahead=command.lookahead)
@@ -413,7 +419,7 @@ def draft_commands_from_proto(message: draft_pb2.DraftCommands) -> list[tuple[Se
 def _draft_command_from_proto(item: draft_pb2.DraftCommand) -> DraftCommand | None:
     match item.WhichOneof("command"):
         case "commit":
-            return Commit(item.commit.start, tuple(item.commit.token_ids))
+            return Commit(item.commit.start, tuple(item.commit.token_ids), item.commit.gather_s)
         case "set_lookahead":
             return SetLookahead(item.set_lookahead.lookahead)
         case "open":

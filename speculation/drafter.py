@@ -7,10 +7,12 @@ lowers its ``num_cached`` or drops it, and the engine follows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from speculation.draft_lines import DraftLine, DraftLines, Growth, LineId
 from speculation.fingerprint import Fingerprint, extend, fingerprint
+from speculation.gathering import Departure
 from speculation.guesses import Guess, GuessStatistics
 from speculation.messages import Commit, OpenDraft, Proposal, TokenId
 
@@ -47,6 +49,7 @@ class DrafterSession:
         self._committed: list[TokenId] = list(command.token_ids)
         self._fingerprint = fingerprint(command.token_ids)
         max_branches = 0 if command.sampling.by_ratio else min(command.max_branches, MAX_BRANCHES)
+        self._departure = Departure()
         self._lines = DraftLines(GuessStatistics(statistics), max_branches)
 
     @property
@@ -128,8 +131,10 @@ class DrafterSession:
         """The draft model drew ``guess`` at the end of ``line``."""
         self._lines.add(line, guess)
 
-    def commit(self, command: Commit) -> None:
+    def commit(self, command: Commit, now_s: float = 0.0) -> None:
         """Follows the target: what agrees stays drafted, the rest is dropped at once, unsent tokens included.
+
+        ``now_s`` is when the command arrived.
 
         Raises `CommitMismatch` on a gap, a contradiction or an unknown token; the session is of no use then.
         """
@@ -142,6 +147,7 @@ class DrafterSession:
                 f"the {len(self._committed)} committed tokens"
             )
         self._advance(command.token_ids[len(known) :])
+        self._departure.on_commit(command.gather_s, now_s)
 
     def _advance(self, token_ids: Sequence[TokenId]) -> None:
         self._lines.commit(token_ids, len(self._committed))
@@ -149,29 +155,45 @@ class DrafterSession:
             self._fingerprint = extend(self._fingerprint, token_id)
         self._committed.extend(token_ids)
 
-    def take_proposals(self, flush_tokens: int) -> list[Proposal]:
-        """What is to be sent now; at most ``flush_tokens`` of the main line wait to leave together.
+    def take_proposals(self, flush_tokens: int, now_s: float = 0.0, next_s: float = math.inf) -> list[Proposal]:
+        """What is to be sent now; it will be asked again at ``next_s``, the end of the next step (inf: there is none).
 
-        The first token after a miss goes at once, the target may be waiting for it; then 1, 2, 4, ... together.
-        Branches go along with the main line. While that has nothing to send they gather, unless nothing more is going
-        to be drafted (``flush_tokens`` 1): every frame interrupts the target's step.
+        Drafts that may gather leave together when the target needs them (`speculation.gathering`). Otherwise at most
+        ``flush_tokens`` of the main line wait to leave together. The first token after a miss goes at once, the target
+        may be waiting for it; then 1, 2, 4, ... together. Branches go along with the main line. While that has nothing
+        to send they gather, unless nothing more is going to be drafted (``flush_tokens`` 1): every frame interrupts the
+        target's step.
         """
+        if self._departure.may_wait_until(next_s):
+            return []
+        return self._leave(flush_tokens, now_s)
+
+    def take_along(self, now_s: float) -> list[Proposal]:
+        """What would be due soon, when a frame is leaving in any case."""
+        return self._leave(1, now_s) if self._departure.may_go_along(now_s) else []
+
+    def _leave(self, flush_tokens: int, now_s: float) -> list[Proposal]:
+        gathers = self._departure.gathers
+        self._departure.on_left(now_s)
+        return self._due_proposals(1 if gathers else flush_tokens, now_s)
+
+    def _due_proposals(self, flush_tokens: int, now_s: float) -> list[Proposal]:
         main = self._lines.main
         is_growing = len(main) < min(self._lookahead, self._max_length - len(self._committed))
         if main.num_unsent and is_growing and main.num_unsent < min(max(main.num_sent, 1), flush_tokens):
             return []
-        proposals = [self._propose(main)] if main.num_unsent else []
+        proposals = [self._propose(main, now_s)] if main.num_unsent else []
         branches = [branch for branch in self._lines.branches if self._is_sendable(branch)]
         num_due = BRANCH_FLUSHES * flush_tokens if flush_tokens > 1 else 1
         if proposals or sum(branch.num_unsent for branch in branches) >= num_due:
-            proposals += [self._propose(branch) for branch in branches]
+            proposals += [self._propose(branch, now_s) for branch in branches]
         return proposals
 
     def _is_sendable(self, branch: DraftLine) -> bool:
         num_due = 1 if branch.num_sent else FIRST_OF_BRANCH
         return branch.num_unsent >= num_due and branch.start < self._lines.main.num_sent  # else its place is unknown
 
-    def _propose(self, line: DraftLine) -> Proposal:
+    def _propose(self, line: DraftLine, now_s: float) -> Proposal:
         before = self._lines.main.token_ids[: line.start] + line.token_ids[: line.num_sent]
         proposal = Proposal(
             prefix_length=len(self._committed) + len(before),
@@ -180,6 +202,18 @@ class DrafterSession:
             confidences=tuple(line.chances[line.num_sent :]),
             is_branch=line is not self._lines.main,
             distributions=line.unsent_distributions(),
+            num_committed=len(self._committed),
+            held_s=self._departure.held_s(now_s),
         )
         line.num_sent = len(line)
         return proposal
+
+
+def take_frame(
+    drafters: Sequence[DrafterSession], flush_tokens: int, now_s: float, next_s: float = math.inf
+) -> list[list[Proposal]]:
+    """`take_proposals` of each session, where those of all travel in one frame."""
+    taken = [drafter.take_proposals(flush_tokens, now_s, next_s) for drafter in drafters]
+    if not any(taken):
+        return taken
+    return [found or drafter.take_along(now_s) for found, drafter in zip(taken, drafters, strict=True)]

@@ -105,6 +105,10 @@ class Proposal:
     """Not what the drafter believes, but what it has ready should the main line be wrong there."""
     distributions: tuple[DraftDistribution, ...] = ()
     """What each token was drawn from, if `Sampling.needs_q`."""
+    num_committed: int = 0
+    """Committed tokens that the drafter knew of when this left; 0: it does not say."""
+    held_s: float = 0.0
+    """Seconds for which it had known of the last of them."""
 
 
 class FinishReason(enum.Enum):
@@ -140,6 +144,9 @@ class Verdict:
     """As many as ``token_ids`` if the session asked for them."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """In a session's first verdict, if it asked: of the prompt's tokens from the second on."""
+    gather_s: float = 0.0
+    """Seconds for which drafts may gather at the drafter and be here when the step that begins now is over; 0: they are
+    to leave at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +218,8 @@ class Commit:
 
     start: int
     token_ids: tuple[TokenId, ...]
+    gather_s: float = 0.0
+    """As in the verdict behind it."""
 
 
 @dataclass(frozen=True, slots=True)

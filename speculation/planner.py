@@ -40,8 +40,9 @@ running now is a certainty."""
 WAIT_CAP_STEPS = 1.0
 """At most so many plain steps are waited in a row: a drafter that breaks its promise halves the speed of one step."""
 
-MAX_WAITING_SESSIONS = 4
-"""With more sessions in the step just run: one's wait is everyone's, and drafts for some are nearly always there."""
+MAX_WAITING_SESSIONS = 1
+"""With more sessions in the step just run: one's wait is everyone's. Simulated with two and four, waiting brought
+nothing; and without it drafts may gather until the step is over."""
 
 OVERDUE = 1.5
 """Times the expected time of the first arrival after which to look again: arrivals end a wait early, and so should

@@ -238,6 +238,7 @@ class RelaySession:
         self._k = 0  # what the target has been told
         self._draft_knows = 0  # committed tokens that the drafter has been told
         self._lookahead = 0  # what the drafter has been told
+        self._gather_s = 0.0  # as the last verdict said
 
     @property
     def is_over(self) -> bool:
@@ -290,6 +291,7 @@ class RelaySession:
 
     def _on_verdict(self, verdict: Verdict, load: Load, now_s: float) -> list[Action]:
         self._token_ids.extend(verdict.token_ids)
+        self._gather_s = verdict.gather_s
         self.stats.count(verdict, self._k)
         emit = Emit(
             *(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k),
@@ -414,7 +416,7 @@ class RelaySession:
     def _catch_up(self) -> list[Action]:
         start, self._draft_knows = self._draft_knows, len(self._token_ids)
         missed = tuple(self._token_ids[start:])
-        return [ToDraft(Commit(start, missed))] if missed else []
+        return [ToDraft(Commit(start, missed, self._gather_s))] if missed else []
 
     def _pause(self) -> list[Action]:
         if self._drafter is not _Drafter.DRAFTING:

@@ -13,9 +13,13 @@ from typing import Generic, TypeVar
 
 from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.cost import DraftPace, StepCostModel
+from speculation.gathering import Outlook, RoundTrip
 from speculation.messages import OpenTarget, SessionId, StepReport, TokenId
-from speculation.planner import Candidate, StepPlan, StepPlanner
+from speculation.planner import MAX_WAITING_SESSIONS, Candidate, StepPlan, StepPlanner
 from speculation.verifier import VerifierSession
+
+OUTLOOK_STEPS = 8.0
+"""Steps behind the mean of drafted tokens that the next step is expected to have."""
 
 MAX_PROMPT_LOGPROBS = 128
 """Of one step and session: each takes a row of logits, which for a large vocabulary is half a megabyte."""
@@ -105,11 +109,13 @@ class StepSchedule(Generic[SessionT]):
         self._planner = StepPlanner(self._costs, max_step_tokens)
         self._profile = AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
         self._pace = DraftPace()
+        self._trip = RoundTrip()
+        self._mean_drafted = 0.0  # of a session in a step
         self._waiting_since: float | None = None
 
     def open(self, command: OpenTarget, vocab_size: int) -> VerifierSession:
         """A session that starts from what the worker knows of its drafters, and adds to it."""
-        return VerifierSession(command, vocab_size, self._profile, self._pace)
+        return VerifierSession(command, vocab_size, self._profile, self._pace, self._trip)
 
     def next(self, sessions: Collection[SessionT], now_s: float, num_free_tokens: int) -> NextStep[SessionT]:
         """The next step over ``sessions``, oldest first; ``num_free_tokens`` KV positions belong to nobody."""
@@ -132,6 +138,16 @@ class StepSchedule(Generic[SessionT]):
         report = StepReport(step_s, len(entries), num_tokens, waited_s)
         self._costs.observe(report)
         return report
+
+    def outlook(self, entries: Sequence[StepEntry[SessionT]]) -> Outlook:
+        """What follows the step with these entries: one like those of late."""
+        num_sessions = sum(entry.is_complete for entry in entries)
+        if not num_sessions:
+            return Outlook(None, may_wait=False)
+        num_drafted = sum(len(entry.drafted) for entry in entries) / num_sessions
+        self._mean_drafted += (num_drafted - self._mean_drafted) / OUTLOOK_STEPS
+        num_tokens = round(num_sessions * (1.0 + self._mean_drafted))
+        return Outlook(self._costs.step_s(num_tokens, num_sessions), num_sessions <= MAX_WAITING_SESSIONS)
 
     def _plan(
         self, decoding: Sequence[SessionT], prefilling: Sequence[SessionT], now_s: float, waited_s: float

@@ -22,6 +22,7 @@ from speculation.acceptance import AcceptanceProfile
 from speculation.cost import DraftPace
 from speculation.draft_distribution import DraftDistribution, one_hot
 from speculation.draft_tree import DraftTree, Graft
+from speculation.gathering import Outlook, RoundTrip
 from speculation.messages import FinishReason, OpenTarget, Proposal, TokenId, Verdict
 from speculation.turns import Turn
 
@@ -34,13 +35,21 @@ MAX_K = 256
 class VerifierSession:
     """Committed and staged tokens of one session at the target."""
 
-    def __init__(self, command: OpenTarget, vocab_size: int, profile: AcceptanceProfile, pace: DraftPace) -> None:
-        """``profile`` and ``pace`` are the worker's: the session starts from them and adds to them."""
+    def __init__(
+        self,
+        command: OpenTarget,
+        vocab_size: int,
+        profile: AcceptanceProfile,
+        pace: DraftPace,
+        trip: RoundTrip | None = None,
+    ) -> None:
+        """``profile``, ``pace`` and ``trip`` are the worker's: the session starts from them and adds to them."""
         self.sampling = command.sampling
         self.prompt_length = command.sampling.prompt_length or len(command.token_ids)
         self.set_k(command.k)
         self.profile = AcceptanceProfile(profile)
         self.pace = DraftPace(pace)
+        self._trip = RoundTrip(trip)
         self._shared_profile = profile
         self._vocab_size = vocab_size
         self._tree = DraftTree(command.token_ids)
@@ -69,10 +78,11 @@ class VerifierSession:
 
     def stage(self, proposal: Proposal, now_s: float) -> Graft:
         """Keeps what is live of a proposal. A malformed one is dropped like a stale one: drafts are hints."""
-        graft = self._graft(self._credible(proposal) if self.sampling.by_ratio else proposal)
+        graft = self._graft(self._credible(proposal) if self.sampling.by_ratio else _without_q(proposal))
         self._num_dropped += len(proposal.token_ids) - graft.num_new
         if not self.sampling.by_ratio:  # what would have been kept by a ratio need not be what was drawn without it
             self._learn_late(graft.num_late, graft.num_late_right)
+        self._trip.on_proposal(proposal, now_s)
         if not proposal.is_branch:  # branches come when the drafter has time for them: they tell nothing of its pace
             self.pace.on_proposal(now_s, graft.num_new)  # 0 too: the drafter is alive, and starts again
         elif graft.num_new and self._tree.main_line(1):
@@ -129,10 +139,13 @@ class VerifierSession:
         line = zip(self._tree.main_line(num_tokens), self._tree.main_line_distributions(num_tokens), strict=True)
         return [(token_id, distribution or one_hot(token_id)) for token_id, distribution in line]
 
-    def conclude(self, drafted: Sequence[TokenId], draws: Sequence[TokenId], now_s: float) -> Verdict:
+    def conclude(
+        self, drafted: Sequence[TokenId], draws: Sequence[TokenId], now_s: float, outlook: Outlook | None = None
+    ) -> Verdict:
         """Commits the outcome of a step.
 
         ``draws[i]`` is the target's token after the committed tokens and ``drafted[:i]``; one more than ``drafted``.
+        Without ``outlook`` drafts do not gather.
         """
         num_accepted = 0
         while num_accepted < len(drafted) and drafted[num_accepted] == draws[num_accepted]:
@@ -147,6 +160,7 @@ class VerifierSession:
                 missed = self._contradicts_next_staged(len(drafted), committed[-1])
         num_contradicted = self._tree.commit(committed)
         self.pace.on_verdict(now_s, self.num_staged, missed)
+        self._trip.on_verdict(len(self.token_ids), now_s)
         self._last_verdict_s = now_s
         verdict = Verdict(
             start=start,
@@ -160,9 +174,14 @@ class VerifierSession:
             num_late_right=self._num_late_right,
             missed=missed and finish_reason is None,
             caught=missed and finish_reason is None and self.num_staged > 0,
+            gather_s=self._gather_s(outlook, missed) if outlook is not None and finish_reason is None else 0.0,
         )
         self._num_dropped = self._num_late = self._num_late_right = 0
         return verdict
+
+    def _gather_s(self, outlook: Outlook, missed: bool) -> float:
+        is_awaited = outlook.may_wait and missed and not self.num_staged
+        return 0.0 if is_awaited or self._takes_turns or not self.k else self._trip.gather_s(outlook.step_s)
 
     def _contradicts_next_staged(self, num_drafted: int, own_token: TokenId) -> bool:
         """A staged token that the step did not take says as much of the drafter as one that it did."""
@@ -189,3 +208,8 @@ class VerifierSession:
                 return tuple(token_ids[: index + 1]), FinishReason.STOP
         reason = FinishReason.LENGTH if start + len(token_ids) >= self._max_length else None
         return tuple(token_ids), reason
+
+
+def _without_q(proposal: Proposal) -> Proposal:
+    """For a session that has no use for it: nobody has looked whether it is as long as the chain, or what it holds."""
+    return dataclasses.replace(proposal, distributions=()) if proposal.distributions else proposal

@@ -20,6 +20,7 @@ from typing import TypeAlias
 from grammar import GrammarCompiler, GrammarError, PendingPaths
 from inference import OutOfKVBlocks, Runtime, SequenceRows, StepResult
 from rpc.engine_host import ConnectionId, Hangup, Submitted
+from speculation.gathering import Outlook
 from speculation.messages import (
     CloseSession,
     OpenTarget,
@@ -195,15 +196,16 @@ class VerifyEngine:
             for entry in entries:
                 self._share(entry.session)
         self._metrics.stepped(entries, report.step_s, waited_s)
+        outlook = self._schedule.outlook(entries)
         verdicts: list[tuple[SessionKey, TargetEvent]] = []
         for entry, outcome in zip(entries, outcomes, strict=True):
             if entry.is_complete:
-                verdicts.append((entry.session.key, self._conclude(entry, outcome, now_s)))
+                verdicts.append((entry.session.key, self._conclude(entry, outcome, now_s, outlook)))
         return verdicts, report
 
-    def _conclude(self, entry: TargetEntry, outcome: Outcome, now_s: float) -> Verdict:
+    def _conclude(self, entry: TargetEntry, outcome: Outcome, now_s: float, outlook: Outlook) -> Verdict:
         session = entry.session
-        verdict = session.verifier.conclude(entry.drafted, outcome.draws, now_s)
+        verdict = session.verifier.conclude(entry.drafted, outcome.draws, now_s, outlook)
         if session.span.is_recording:
             num_tokens, num_drafted = len(verdict.token_ids), verdict.num_drafted
             session.span.event(

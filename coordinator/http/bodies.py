@@ -5,16 +5,55 @@ Types and shapes are checked here; values and limits where the engine checks the
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from coordinator.sampling_checks import MAX_BIASES
 
 MAX_PROMPTS = 64
 """Prompts in one completion request."""
 
+MAX_UNKNOWN_TOLD = 8
+"""Fields that nobody knows, of which a refusal tells: to tell of megabytes of them would take everybody's time."""
+
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    """Values have the type that JSON gives them: true is no number, and neither is "5"."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, values: object) -> object:
+        """Clients write null for what they leave out. Of fields that nobody knows the first are left, to be refused."""
+        if not isinstance(values, dict):
+            return values
+        known = {name: values[name] for name in cls.model_fields if values.get(name) is not None}
+        unknown = itertools.islice((name for name in values if name not in cls.model_fields), MAX_UNKNOWN_TOLD)
+        return known | {name: values[name] for name in unknown}
+
+
+def _few(biases: object) -> object:
+    """Before each is looked at."""
+    if isinstance(biases, dict) and len(biases) > MAX_BIASES:
+        raise ValueError(f"has {len(biases)} tokens; at most {MAX_BIASES}")
+    return biases
+
+
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+"""The first wrong item is told of: a body has room for a million, and to tell of each takes a minute."""
+Biases = Annotated[dict[str, float], BeforeValidator(_few)]
 
 
 class StreamOptions(Body):
@@ -59,8 +98,8 @@ class GenerationBody(Body):
     seed: int | None = None
     """The same seed gives the same text. Unset: drawn by the server."""
     n: int | None = None
-    stop: str | list[str] | None = None
-    logit_bias: dict[str, float] | None = None
+    stop: str | Texts | None = None
+    logit_bias: Biases | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     response_format: dict[str, Any] | None = None
@@ -76,25 +115,19 @@ class GenerationBody(Body):
     repetition_penalty: float | None = None
     min_tokens: int | None = None
     ignore_eos: bool = False
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool = False
-    bad_words: list[str] | None = None
+    bad_words: Texts | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Texts | None = None
     guided_grammar: str | None = None
 
     speculation: SpeculationBody = SpeculationBody()
 
-    @field_validator("speculation", mode="before")
-    @classmethod
-    def _null_is_unset(cls, value: object) -> object:
-        return SpeculationBody() if value is None else value
 
-
-TokenIds = list[int]
-Prompts = Annotated[list[str] | list[TokenIds], Field(max_length=MAX_PROMPTS)]
+Prompts = Annotated[Texts | Annotated[list[TokenIds], Field(fail_fast=True)], Field(max_length=MAX_PROMPTS)]
 
 
 class CompletionBody(GenerationBody):
@@ -122,8 +155,17 @@ class Message(Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | list[TextPart] | None, Field(validate_default=True)] = None
+    content: Annotated[str | Annotated[list[TextPart], Field(fail_fast=True)] | None, Field(validate_default=True)] = (
+        None
+    )
     name: str | None = None
+
+    # What an answer has, null, and comes back with it when the chat goes on.
+    refusal: None = None
+    tool_calls: None = None
+    function_call: None = None
+    audio: None = None
+    annotations: None = None
 
     @field_validator("content")
     @classmethod
@@ -139,10 +181,13 @@ class Message(Body):
         return self.content or ""
 
 
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+
+
 class ChatBody(GenerationBody):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: int | None = None
     """The newer name of ``max_tokens``."""
     logprobs: bool | None = None
@@ -156,7 +201,7 @@ class ChatBody(GenerationBody):
     parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     function_call: Any = None
-    modalities: list[str] | None = None
+    modalities: Texts | None = None
     audio: Any = None
     prediction: Any = None
     reasoning_effort: str | None = None

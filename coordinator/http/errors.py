@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,6 +21,9 @@ from rpc.errors import Cancelled, FieldViolation, InvalidRequest, ModelNotFound,
 _log = logging.getLogger(__name__)
 
 _TYPES: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+MAX_SHOWN_CHARS = 60
+"""Of the name of a field."""
 
 RETRY_UNAVAILABLE_S = 1.0
 """What a 503 says to wait: workers come back by themselves, nobody knows when."""
@@ -90,25 +93,56 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 async def _on_bad_body(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(InvalidRequest(*map(_violation, error.errors())))
+    return error_response(InvalidRequest(*_violations([_violation(one, error.body) for one in error.errors()])))
 
 
-def _violation(details: Mapping[str, Any]) -> FieldViolation:
+def _violations(found: Sequence[FieldViolation]) -> list[FieldViolation]:
+    """One for each field. Where a field may be of several types, pydantic complains for each of them: those that got
+    further into the value are about the type that was meant."""
+    fields = dict.fromkeys(one.field for one in found)
+    meant = [field for field in fields if not any(other.startswith(f"{field}.") for other in fields)]
+    return [FieldViolation(field, _either(one.description for one in found if one.field == field)) for field in meant]
+
+
+def _either(problems: Iterable[str]) -> str:
+    """``input should be a valid string or a valid list``."""
+    first, *others = dict.fromkeys(problems)
+    return " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
+
+
+def _violation(details: Mapping[str, Any], body: object) -> FieldViolation:
     """One complaint of pydantic's, by the field's path in the body."""
-    field = _path(details["loc"]) or "body"
-    if details["type"] == "extra_forbidden":
+    kind, location = details["type"], details["loc"][1:]
+    field = ".".join(_path(location, body, is_absent=kind in {"missing", "value_error"})) or "body"
+    if kind == "extra_forbidden":
         return FieldViolation(field, "is not a field of this request; check its spelling or leave it out")
-    if details["type"] == "json_invalid":
+    if kind == "none_required":
+        return FieldViolation(field, "is not supported by this server; leave it out")
+    if kind == "json_invalid":
         return FieldViolation("body", f"is not JSON: {details.get('ctx', {}).get('error', 'unreadable')}")
-    if field == "body" and isinstance(details.get("input"), bytes):
-        return FieldViolation("body", "is not read as JSON; send the header Content-Type: application/json")
+    if kind in {"model_type", "model_attributes_type"}:
+        if isinstance(details.get("input"), bytes):
+            return FieldViolation("body", "is not read as JSON; send the header Content-Type: application/json")
+        return FieldViolation(field, "input should be a valid object")
     message = str(details["msg"]).removeprefix("Value error, ")
     return FieldViolation(field, message[:1].lower() + message[1:])
 
 
-def _path(location: Sequence[str | int]) -> str:
-    """``messages.0.role``, without the part of the request it is in, nor the member of a union that was tried."""
-    return ".".join(str(part) for part in location[1:] if isinstance(part, int) or str(part).isidentifier())
+def _path(location: Sequence[str | int], body: object, is_absent: bool) -> list[str]:
+    """The keys and indices that lead through the body, without the names of the types that were tried on it.
+
+    ``is_absent``: the last may be a key that is not there.
+    """
+    path: list[str] = []
+    for depth, part in enumerate(location, 1):
+        if isinstance(body, list) and isinstance(part, int):
+            body = body[part]
+        elif isinstance(body, dict) and part in body:
+            body = body.get(part)
+        elif not (is_absent and isinstance(body, dict) and depth == len(location)):
+            continue
+        path.append(str(part)[:MAX_SHOWN_CHARS])
+    return path
 
 
 def _param_of(error: OutriderError) -> str | None:

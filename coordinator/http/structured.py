@@ -79,5 +79,5 @@ def _structure(field: str, name: str, value: object) -> Structure:
 
 
 def _one_of(texts: Sequence[str]) -> str:
-    """JSON writes a text in quotes as EBNF does."""
-    return "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    """As Lark, which reads JSON's quotes and escapes; but it has no place for a bare DEL, which JSON has."""
+    return "start: " + " | ".join(json.dumps(text).replace("\x7f", "\\u007f") for text in texts)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import Field
 
 from coordinator.coordinator import Coordinator
-from coordinator.http.bodies import Body, Message
+from coordinator.http.bodies import Body, Messages, TokenIds
 from coordinator.http.chat import chat_prompt
 from coordinator.http.errors import invalid
 from coordinator.http.model_name import ModelName
@@ -23,7 +21,7 @@ class TokenizeBody(Body):
 
     model: str = ""
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     """Unset: as the server does it, for a text yes, after the model's chat template no."""
     add_generation_prompt: bool = True
@@ -32,7 +30,7 @@ class TokenizeBody(Body):
 
 class DetokenizeBody(Body):
     model: str = ""
-    tokens: list[int]
+    tokens: TokenIds
 
 
 def tokens_router(coordinator: Coordinator, model_name: ModelName) -> APIRouter:

@@ -58,8 +58,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 async def _generate(settings: GenerateSettings, prompt: str) -> None:
-    if (settings.n or 1) > 1 and not settings.as_json:
-        raise BadUsage(f"--n {settings.n}: several answers at a time cannot be shown; add --json")
+    _check_shown(settings)
     with closing(make_tracing("client")) as tracing:
         async with Client(settings.address, tracing) as client, aclosing(_request(client, settings, prompt)) as events:
             if settings.as_json:
@@ -69,6 +68,17 @@ async def _generate(settings: GenerateSettings, prompt: str) -> None:
                 typer.echo(json.dumps(answer, ensure_ascii=False))
             else:
                 await _show(events, prompt)
+
+
+def _check_shown(settings: GenerateSettings) -> None:
+    """Raises `BadUsage` for what would be computed and then not told."""
+    if settings.as_json:
+        return
+    if (settings.n or 1) > 1:
+        raise BadUsage(f"--n {settings.n}: several answers at a time cannot be shown; add --json")
+    if settings.logprobs is not None or settings.prompt_logprobs is not None:
+        name = "--prompt-logprobs" if settings.logprobs is None else "--logprobs"
+        raise BadUsage(f"{name}: logprobs are told in JSON only; add --json")
 
 
 def completion_object(completion: Completion) -> dict[str, object]:

@@ -31,7 +31,11 @@ async def _serve(options: StackOptions) -> None:
         async with LocalStack(options, progress.show) as stack:
             progress.done()
             _announce(options, stack)
-            raise await stack.failed()
+            try:
+                raise await stack.failed()
+            except asyncio.CancelledError:
+                typer.echo("stopping, once the requests under way are through or after some seconds", err=True)
+                raise
 
 
 def _announce(options: StackOptions, stack: LocalStack) -> None:

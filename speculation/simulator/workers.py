@@ -5,6 +5,7 @@ As on the model thread, commands that arrive during a step are applied when it i
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from functools import partial
 from typing import Generic, TypeAlias, TypeVar
 
 from speculation.draft_schedule import DraftEntry, DraftSchedule
-from speculation.drafter import DrafterSession
+from speculation.drafter import DrafterSession, take_frame
+from speculation.gathering import Outlook
 from speculation.messages import (
     CloseSession,
     Commit,
@@ -172,19 +174,20 @@ class ModelledTarget(_Worker[TargetCommand, TargetFrame, NextStep[CachedSession]
 
     def _end(self, step: NextStep[CachedSession], step_s: float) -> None:
         report = self._schedule.report(step.entries, step_s, step.waited_s)
+        outlook = self._schedule.outlook(step.entries)
         items: list[tuple[SessionId, TargetEvent]] = []
         for entry in step.entries:
             entry.session.num_cached += len(entry.token_ids)
             if entry.is_complete:
-                items.append((entry.session.id, self._conclude(entry)))
+                items.append((entry.session.id, self._conclude(entry, outlook)))
         if items:
             self.send(TargetFrame(tuple(items), report))
 
-    def _conclude(self, entry: StepEntry[CachedSession]) -> TargetEvent:
+    def _conclude(self, entry: StepEntry[CachedSession], outlook: Outlook) -> TargetEvent:
         session, verifier = entry.session, entry.session.verifier
         known = verifier.token_ids
         draws = self._tokens.target_draws(verifier.sampling.seed, len(known), known[-1], entry.drafted)
-        verdict = verifier.conclude(entry.drafted, draws, self._clock.now_s)
+        verdict = verifier.conclude(entry.drafted, draws, self._clock.now_s, outlook)
         if verdict.finish_reason is not None:
             del self._sessions[session.id]
         else:
@@ -220,7 +223,7 @@ class ModelledDrafter(_Worker[DraftCommand, DraftFrame, list[DraftEntry[_Draftin
         elif isinstance(command, SetLookahead):
             self._sessions[session_id].drafter.set_lookahead(command.lookahead)
         elif isinstance(command, Commit):
-            self._sessions[session_id].drafter.commit(command)
+            self._sessions[session_id].drafter.commit(command, arrived_s)
 
     def _begin(self) -> None:
         step = self._schedule.next(self._sessions.values())
@@ -237,13 +240,15 @@ class ModelledDrafter(_Worker[DraftCommand, DraftFrame, list[DraftEntry[_Draftin
                 position = session.drafter.position(line)
                 session.drafter.drafted(line, self._tokens.guess(session.seed, position, entry.token_ids[-1]))
         self._schedule.report(step, step_s)
-        self._send_due()
+        self._send_due(self._clock.now_s + step_s if self._has_more() else math.inf)
 
-    def _send_due(self) -> None:
+    def _send_due(self, next_s: float = math.inf) -> None:
+        drafters = [session.drafter for session in self._sessions.values()]
+        taken = take_frame(drafters, self._flush_tokens, self._clock.now_s, next_s)
         items: list[tuple[SessionId, DraftEvent]] = [
             (session_id, proposal)
-            for session_id, session in self._sessions.items()
-            for proposal in session.drafter.take_proposals(self._flush_tokens)
+            for session_id, proposals in zip(self._sessions, taken, strict=True)
+            for proposal in proposals
         ]
         if items:
             self.send(items)

@@ -53,8 +53,11 @@ def test_ctrl_c_leaves_no_process_behind(models: Models) -> None:
         assert len(up.children) == 3
 
         exit_code, alive = up.end(signal.SIGINT)
+        assert up.process.stderr is not None
+        said = up.process.stderr.read()
 
     assert (exit_code, alive) == (130, [])
+    assert "stopping" in said
 
 
 def test_ctrl_c_while_models_load_leaves_no_process_behind(models: Models) -> None:

@@ -150,9 +150,46 @@ async def test_a_message_without_content_and_a_body_that_is_not_called_json(web:
     assert "Content-Type: application/json" in answer.json()["error"]["message"]
 
 
-async def test_null_is_unset_for_speculation_too(web: httpx.AsyncClient) -> None:
-    answer = await web.post("/v1/completions", json={"prompt": "abc", "max_tokens": 2, "speculation": None})
+@pytest.mark.parametrize("field", ["speculation", "stream", "ignore_eos", "model", "stop", "stream_options"])
+async def test_null_is_unset(web: httpx.AsyncClient, field: str) -> None:
+    answer = await web.post("/v1/completions", json={"prompt": "abc", "max_tokens": 2, field: None})
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("completions", {"prompt": 5}, "prompt: input should be a valid string or a valid list"),
+        ("completions", {"prompt": "a", "stop": 5}, "stop: input should be a valid string or a valid list"),
+        ("completions", {"prompt": "a", "stop": {"a": 1}}, "stop: input should be a valid string or a valid list"),
+        ("completions", {"prompt": "a", "stop": ["b", 1]}, "stop.1: input should be a valid string"),
+        ("completions", {"prompt": "a", "max_tokens": True}, "max_tokens: input should be a valid integer"),
+        ("completions", {"prompt": "a", "max_tokens": "5"}, "max_tokens: input should be a valid integer"),
+        ("completions", {"prompt": "a", "temperature": "1"}, "temperature: input should be a valid number"),
+        ("completions", {"prompt": "a", "stream": "true"}, "stream: input should be a valid boolean"),
+        ("completions", {"prompt": "a", "speculation": 5}, "speculation: input should be a valid object"),
+        ("chat/completions", {"content": 5}, "messages.0.content: input should be a valid string or a valid list"),
+        ("chat/completions", {"content": ["a"]}, "messages.0.content.0: input should be a valid object"),
+        (
+            "chat/completions",
+            {"content": [{"type": "text", "text": "a"}, {"type": "image_url", "text": "a"}]},
+            "messages.0.content.1.type: input should be 'text'",
+        ),
+        (
+            "chat/completions",
+            {"content": "a", "tool_calls": [{}]},
+            "messages.0.tool_calls: is not supported by this server; leave it out",
+        ),
+    ],
+)
+async def test_a_value_of_a_wrong_type_is_told_in_the_words_of_the_body(
+    web: httpx.AsyncClient, path: str, body: dict[str, object], message: str
+) -> None:
+    if path == "chat/completions":
+        body = {"messages": [{"role": "user", **body}]}
+    answer = await web.post(f"/v1/{path}", json=body)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+    assert answer.json()["error"]["param"] == message.partition(":")[0]
 
 
 def test_templates_get_what_they_expect_and_may_refuse() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -117,3 +118,31 @@ async def test_so_many_in_a_minute_by_key(key_file: Path) -> None:
             await ask(few_client)
         for _ in range(3):
             await ask(many_client)
+
+
+MANY = 50_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": [1.5] * MANY}),
+        ("/v1/completions", {"prompt": [[1], *["a"] * MANY]}),
+        ("/v1/completions", {"prompt": PROMPT, "stop": [1] * MANY}),
+        ("/v1/completions", {"prompt": PROMPT, "bad_words": [1] * MANY}),
+        ("/v1/completions", {"prompt": PROMPT, "stop_token_ids": ["a"] * MANY}),
+        ("/v1/completions", {"prompt": PROMPT, "guided_choice": [1] * MANY}),
+        ("/v1/completions", {"prompt": PROMPT, "logit_bias": {str(index): "a" for index in range(MANY)}}),
+        ("/v1/completions", {"prompt": PROMPT, **{f"unknown{index}": 1 for index in range(MANY)}}),
+        ("/v1/completions", {"prompt": PROMPT, "x" * MANY: 1}),
+        ("/v1/chat/completions", {"messages": [1] * MANY}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * MANY}]}),
+        ("/detokenize", {"tokens": ["a"] * MANY}),
+    ],
+    ids=lambda value: f"{value}"[:40],
+)
+async def test_a_body_of_mistakes_is_refused_in_few_words(web: httpx.AsyncClient, path: str, body: object) -> None:
+    """To tell of a million took a minute, in which nobody else was served, and a hundred megabytes."""
+    answer = await web.post(path, json=body)
+    assert answer.status_code == 400
+    assert len(answer.content) < 2_000

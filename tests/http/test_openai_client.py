@@ -145,3 +145,18 @@ async def test_the_request_id_is_taken_and_sent_back(web: httpx.AsyncClient) -> 
     assert (refused.status_code, refused.headers["x-request-id"]) == (400, "mine-1")
     assert (await web.get("/health")).headers["x-request-id"]
     assert (await web.get("/health", headers={"x-request-id": "a b"})).status_code == 400
+
+
+async def test_a_chat_goes_on_with_the_answer_as_it_came(client: AsyncOpenAI) -> None:
+    question = {"role": "user", "content": PROMPT}
+    answer = await client.chat.completions.create(model="toy-target", messages=[question], max_tokens=4)  # type: ignore[list-item]
+    said = answer.choices[0].message
+    for form in (said, said.model_dump(), said.model_dump(exclude_none=True)):
+        again = await client.chat.completions.create(
+            model="toy-target",
+            messages=[question, form, question],  # type: ignore[list-item]
+            max_tokens=4,
+        )
+        assert again.usage is not None
+        assert answer.usage is not None
+        assert again.usage.prompt_tokens > answer.usage.prompt_tokens

@@ -14,10 +14,12 @@ from coordinator.http.logprobs import TokenTexts, chat_logprobs, completion_logp
 from coordinator.http.model_name import last_part
 from coordinator.http.structured import structure_of
 from coordinator.http.translation import chat_tokens, prompts_of, to_request
+from grammar import GrammarCompiler
 from rpc.errors import InvalidRequest
-from speculation.messages import FinishReason, TokenLogprobs
+from speculation.messages import FinishReason, Grammar, TokenLogprobs
 from speculation.relay import SessionStats
 from tests.doubles.scripted_workers import toy_tokenizer_json
+from tests.doubles.tiny_models import VOCAB_SIZE, byte_level_tokenizer
 
 CHAT = [{"role": "user", "content": "a"}]
 
@@ -119,7 +121,7 @@ def test_what_is_not_served_or_makes_no_sense_is_named(fields: dict[str, object]
         ({"guided_json": {"type": "array"}}, "json_schema", '{"type": "array"}'),
         ({"guided_regex": "[ab]+"}, "regex", "[ab]+"),
         ({"structured_outputs": {"grammar": "root ::= x"}}, "ebnf", "root ::= x"),
-        ({"structured_outputs": {"choice": ["yes", 'n"o']}}, "ebnf", 'root ::= "yes" | "n\\"o"'),
+        ({"structured_outputs": {"choice": ["yes", 'n"o']}}, "ebnf", 'start: "yes" | "n\\"o"'),
     ],
 )
 def test_the_ways_to_ask_for_a_form(fields: dict[str, object], kind: str, text: str) -> None:
@@ -187,3 +189,14 @@ def test_tokens_that_begin_with_a_space_keep_it() -> None:
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     texts = TokenTexts(tokenizer)
     assert [texts.text_of(token_id) for token_id in (0, 1, 2)] == [" hello", "bytes:\\xf0", "lo"]
+
+
+@pytest.mark.parametrize("text", ["", "a", 'n"o', "\\", "\x00", "\x1f\x7f", "\u2028", "é🙂", "a\nroot ::= b", "/{}/"])
+def test_a_choice_may_be_any_text(text: str) -> None:
+    tokenizer = byte_level_tokenizer()
+    structure = structure_of(CompletionBody(prompt="a", guided_choice=[text, "another"]))
+    assert structure is not None
+    path = GrammarCompiler(tokenizer.to_str(), VOCAB_SIZE, [0]).compile(Grammar(structure.kind, structure.text), (), 0)
+    said = [*tokenizer.encode(text).ids, 0]
+    assert path.num_allowed(said) == len(said)
+    assert path.num_allowed([*tokenizer.encode(f"{text}!").ids]) < len(said)

@@ -64,6 +64,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "--file", "/no/such/file"], "/no/such/file"),
         (["generate", "--file", "/no/such/file", "prompt"], "--file"),
         (["generate", "--max-tokens", "lots", "prompt"], "--max-tokens"),
+        (["generate", "--n", "2", "prompt"], "add --json"),
+        (["generate", "--logprobs", "0", "prompt"], "--logprobs: logprobs are told in JSON only; add --json"),
+        (["generate", "--prompt-logprobs", "3", "prompt"], "--prompt-logprobs: logprobs are told in JSON only"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(

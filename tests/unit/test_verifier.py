@@ -4,8 +4,9 @@ import pytest
 
 from speculation.acceptance import AcceptanceProfile
 from speculation.cost import DraftPace
+from speculation.draft_distribution import DraftDistribution, one_hot
 from speculation.fingerprint import fingerprint
-from speculation.messages import FinishReason, OpenTarget, Proposal, Sampling
+from speculation.messages import FinishReason, Method, OpenTarget, Proposal, Sampling
 from speculation.verifier import MAX_K, VerifierSession
 
 STOP = 9
@@ -82,6 +83,19 @@ def test_malformed_proposals_are_dropped_and_counted() -> None:
     assert target.drafted(9) == []
     assert target.conclude([], [2], 0.0).num_dropped == 302
     assert target.conclude([], [2], 0.0).num_dropped == 0
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.0, method=Method.REJECTION, draft_top_n=8)])
+@pytest.mark.parametrize("num_distributions", [1, 2, 40])
+def test_what_tokens_were_drawn_from_is_nothing_to_a_session_that_does_not_ask(
+    sampling: Sampling, num_distributions: int
+) -> None:
+    """However many there are; a chain longer than them ended the whole worker."""
+    target = VerifierSession(OpenTarget((1,), sampling, 100, (STOP,), 8), 50, AcceptanceProfile(), DraftPace())
+    q = (DraftDistribution((99,), (1,)),) * num_distributions
+    target.stage(Proposal(1, fingerprint([1]), (2, 3, 4), (1.0,), distributions=q), 0.0)
+    assert target.drafted(8) == [2, 3, 4]
+    assert target.staged_behind([]) == [(2, one_hot(2))]
 
 
 def test_late_drafts_are_evidence_though_they_were_never_verified() -> None:

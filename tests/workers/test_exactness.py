@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import pytest
 from transformers import LlamaForCausalLM
 
+from coordinator.clients import DraftClient
 from coordinator.coordinator import Coordinator
 from coordinator.events import FinishedEvent, TokensEvent
 from coordinator.in_process import InProcessClient
@@ -79,8 +80,9 @@ async def stack(
     max_step_tokens: int = 64,
     metrics: CoordinatorMetrics | None = None,
     target_metrics: TargetMetrics | None = None,
+    wire: Callable[[DraftClient], DraftClient] = lambda client: client,
 ) -> AsyncIterator[tuple[Coordinator, ChaosDraftClient | None]]:
-    """A coordinator over a real target and a real drafter, in this process."""
+    """A coordinator over a real target and a real drafter, in this process; ``wire`` stands before the drafter."""
     tokenizer_json = load_tokenizer_json(str(model_folders["target"]))
     target_runtime, draft_runtime = make_runtime("target"), make_runtime(drafter)
     target_grammars, draft_grammars = (GrammarCompiler(tokenizer_json, VOCAB_SIZE, (0,)) for _ in range(2))
@@ -98,7 +100,7 @@ async def stack(
     draft_client = InProcessClient(draft, "draft")
     chaos_client = ChaosDraftClient(draft_client, seed=3, vocab_size=VOCAB_SIZE) if chaos else None
     settings = CoordinatorSettings(targets=("in-process",), max_sessions=8)
-    drafts = [chaos_client or draft_client]
+    drafts = [wire(chaos_client or draft_client)]
     coordinator = Coordinator(settings, [InProcessClient(target, "target")], drafts, metrics=metrics)
     await coordinator.start()
     try:
