@@ -29,6 +29,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 _MAX_UNIFORM_INTEGER = 2**53 - 1
+_ALL_BITS = 2**64 - 1
 
 
 def random_bits(seeds: Sequence[int], positions: Sequence[int], tokens: torch.Tensor, stream: int = 0) -> torch.Tensor:
@@ -43,14 +44,15 @@ def random_bits(seeds: Sequence[int], positions: Sequence[int], tokens: torch.Te
     Returns:
         int64 [R, C], to be read as unsigned.
     """
-    keys = torch.tensor([[_as_int64(seed) for seed in seeds], list(positions)], dtype=torch.int64, device=tokens.device)
-    row_keys = _nth(_nth(keys[0], torch.full_like(keys[0], stream)), keys[1])
-    return _nth(row_keys.unsqueeze(1), tokens)
+    keys = [_nth(_nth(seed, stream), position) for seed, position in zip(seeds, positions, strict=True)]
+    first = torch.tensor([_as_int64(key + _GOLDEN) for key in keys], dtype=torch.int64, device=tokens.device)
+    return _mix64_(torch.add(first.unsqueeze(1), tokens, alpha=_as_int64(_GOLDEN)))
 
 
 def uniform(seeds: Sequence[int], positions: Sequence[int], tokens: torch.Tensor, stream: int = 0) -> torch.Tensor:
     """Uniform numbers strictly inside (0, 1) with 53 random bits: float64 [R, C]. Arguments as `random_bits`."""
-    integers = _shift_right(random_bits(seeds, positions, tokens, stream), 11)
+    bits = random_bits(seeds, positions, tokens, stream)
+    integers = _shift_right(bits, 11, out=bits)
     return integers.add_(1).clamp_(max=_MAX_UNIFORM_INTEGER).to(torch.float64).mul_(2.0**-53)
 
 
@@ -59,20 +61,25 @@ def gumbel(seeds: Sequence[int], positions: Sequence[int], tokens: torch.Tensor,
     return uniform(seeds, positions, tokens, stream).log_().neg_().log_().neg_()
 
 
-def _nth(h: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
-    return _mix64_(h + (n + 1) * _as_int64(_GOLDEN))
+def _nth(h: int, n: int) -> int:
+    """Of plain integers, for keys of rows: there are too few of them for a tensor operation to pay."""
+    z = (h + (n + 1) * _GOLDEN) & _ALL_BITS
+    z = (z ^ (z >> 30)) * _MULTIPLIER_1 & _ALL_BITS
+    z = (z ^ (z >> 27)) * _MULTIPLIER_2 & _ALL_BITS
+    return z ^ (z >> 31)
 
 
 def _mix64_(z: torch.Tensor) -> torch.Tensor:
     """The splitmix64 finaliser, in place: int64 multiplication wraps as uint64 does."""
-    z.bitwise_xor_(_shift_right(z, 30)).mul_(_as_int64(_MULTIPLIER_1))
-    z.bitwise_xor_(_shift_right(z, 27)).mul_(_as_int64(_MULTIPLIER_2))
-    return z.bitwise_xor_(_shift_right(z, 31))
+    shifted = torch.empty_like(z)
+    z.bitwise_xor_(_shift_right(z, 30, shifted)).mul_(_as_int64(_MULTIPLIER_1))
+    z.bitwise_xor_(_shift_right(z, 27, shifted)).mul_(_as_int64(_MULTIPLIER_2))
+    return z.bitwise_xor_(_shift_right(z, 31, shifted))
 
 
-def _shift_right(z: torch.Tensor, num_bits: int) -> torch.Tensor:
-    """Logical shift of int64: torch's own copies the sign bit, so those copies are masked away."""
-    return (z >> num_bits).bitwise_and_((1 << (64 - num_bits)) - 1)
+def _shift_right(z: torch.Tensor, num_bits: int, out: torch.Tensor) -> torch.Tensor:
+    """Logical shift of int64 to ``out``: torch's own copies the sign bit, so those copies are masked away."""
+    return torch.bitwise_right_shift(z, num_bits, out=out).bitwise_and_((1 << (64 - num_bits)) - 1)
 
 
 def _as_int64(unsigned: int) -> int:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from inference.noise import gumbel, uniform
+from inference.noise import uniform
+from inference.noise_ahead import gumbel_of_all
 
 ACCEPT_STREAM = 2
 """Of `inference.noise`: what ratios are compared with."""
@@ -50,6 +51,6 @@ def draw_residual(
     p = scores.to(torch.float64).softmax(-1)
     left = p.scatter_add(1, token_ids, -shares).clamp_(min=0)
     left = torch.where(left.sum(-1, keepdim=True) > 0, left, p)  # all gone: p equals q but for rounding
-    noise = gumbel(seeds, positions, torch.arange(scores.shape[1], device=scores.device))
-    drawn: list[int] = noise.add_(left.log_()).argmax(-1).tolist()
+    noise = gumbel_of_all(seeds, positions, scores.shape[1], scores.device)
+    drawn: list[int] = left.log_().add_(noise).argmax(-1).tolist()
     return drawn

@@ -15,6 +15,7 @@ import torch
 from inference.adjustment import Adjustment, adjusted
 from inference.masking import exclude
 from inference.noise import gumbel
+from inference.noise_ahead import gumbel_of_all, is_made_ahead
 from inference.warping import Candidates, candidates
 
 _GREEDY_BELOW = 1e-5
@@ -168,8 +169,7 @@ def _draw_group(
         found, scores = Candidates(logits, None), logits
     else:
         found = _warped(logits, rows)
-        noise = gumbel([row.seed for row in rows], positions, found.token_ids_or_all())
-        scores = noise.add_(found.scores)
+        scores = _noise([row.seed for row in rows], positions, found, logits.shape[1]) + found.scores
     token_ids = [ids[0] for ids in found.token_ids_at(scores.argmax(-1, keepdim=True))]
     if not num_runners_up:
         return ((token_id, []) for token_id in token_ids)
@@ -181,10 +181,19 @@ def _draw_group(
     )
 
 
+def _noise(seeds: Sequence[int], positions: Sequence[int], found: Candidates, vocab_size: int) -> torch.Tensor:
+    """Of the candidates, float64 [R, C]; not to be changed."""
+    if found.token_ids is None:
+        return gumbel_of_all(seeds, positions, vocab_size, found.scores.device)
+    if is_made_ahead(len(seeds), vocab_size):
+        return gumbel_of_all(seeds, positions, vocab_size, found.scores.device).gather(1, found.token_ids)
+    return gumbel(seeds, positions, found.token_ids)
+
+
 def _warped(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Candidates:
     """What rows of one group, none of them greedy, may draw, and the scores that the noise is added to."""
-    temperatures = torch.tensor([row.temperature for row in rows], dtype=torch.float32, device=logits.device)
-    return candidates(logits / temperatures.unsqueeze(1), rows[0].top_k, rows[0].top_p, rows[0].min_p)
+    temperatures = torch.tensor([[row.temperature] for row in rows], dtype=torch.float32, device=logits.device)
+    return candidates(logits / temperatures, rows[0].top_k, rows[0].top_p, rows[0].min_p)
 
 
 def _runners_up(token_id: int, best_ids: Sequence[int], best_scores: Sequence[float]) -> list[RunnerUp]:
