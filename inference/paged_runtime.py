@@ -12,7 +12,7 @@ from inference.errors import ContextOverflow
 from inference.fused_forward import FusedForward
 from inference.kv_cache import AttentionGeometry, KVCache
 from inference.kv_pool import KVPool
-from inference.model_forward import ModelForward
+from inference.model_forward import ModelForward, TransformersForward
 from inference.packing import PackedBatch, pack
 from inference.runtime import Chunk, Runtime, SequenceId
 from inference.step_graphs import Recorder, StepGraphs
@@ -100,6 +100,18 @@ class PagedRuntime(Runtime):
 
     def free(self, sequence: SequenceId) -> None:
         self._pool.free(sequence)
+
+    def by_transformers(self, kv_tokens: int) -> PagedRuntime:
+        """The same weights run by transformers' own layers, over a KV pool of its own: to compare with."""
+        return PagedRuntime(
+            self._model,
+            TransformersForward(self._model),
+            self._backend,
+            self._cache.geometry,
+            num_blocks=-(-kv_tokens // self._pool.block_size),
+            block_size=self._pool.block_size,
+            max_context=self._max_context,
+        )
 
     def check_integrity(self) -> None:
         """Check the KV pool's books, in time proportional to the pool; raises IntegrityError."""
