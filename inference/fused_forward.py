@@ -23,8 +23,9 @@ from torch.nn import functional
 
 from inference.attention import AttentionStep
 from inference.fused_weights import LayerWeights, ModelWeights, Norm, Projection
-from inference.matmul_attention import MatmulStep, StepViews
+from inference.matmul_attention import MatmulStep
 from inference.packing import PackedBatch
+from inference.read_plan import ReadPlan
 from inference.scripted_layers import script_layers
 
 _MAX_KEPT_TOKENS = 64
@@ -69,9 +70,9 @@ class FusedForward:
         hidden, normed = buffers.hidden, buffers.norm
         hidden.copy_(self._weights.embedding.index_select(0, packed.token_ids[0]))
         if self._scripted is not None and isinstance(step, MatmulStep) and isinstance(normed, _MirrorNorm):
-            views = step.views(self._weights.layers[0].rule, hidden.dtype)
-            if views is not None:
-                self._run_scripted(self._scripted, views, buffers, normed, cos, sin)
+            plan = step.plan_reads(self._weights.layers[0].rule, hidden.dtype)
+            if plan is not None:
+                self._run_scripted(self._scripted, plan, buffers, normed, cos, sin)
                 return hidden
         for index, layer in enumerate(self._weights.layers):
             self._rotate(normed.of(layer.input_norm), layer, buffers, cos, sin)
@@ -84,7 +85,7 @@ class FusedForward:
     def _run_scripted(
         self,
         scripted: Callable[..., None],
-        views: StepViews,
+        plan: ReadPlan,
         buffers: _Buffers,
         norm: _MirrorNorm,
         cos: torch.Tensor,
@@ -99,8 +100,9 @@ class FusedForward:
                 *(buffers.query[0], buffers.key[0], buffers.value[0]),
                 *(buffers.gate_up, buffers.gate, buffers.up, cos, sin),
                 *(self._norms, self._matrices),
-                *(views.writer.keys, views.writer.values, views.writer.slots, views.keys, views.values),
-                *(views.masks, views.no_mask, views.starts, views.first_runs),
+                *(plan.keys, plan.keys_by_dim, plan.values, plan.first_new, plan.new_slots),
+                *(plan.run_starts, plan.run_lengths, plan.masks, plan.no_mask),
+                *(plan.starts, plan.first_runs),
                 *(layer.input_norm.eps, layer.rule.scaling),
             )
 
