@@ -54,16 +54,18 @@ class FusedForward:
         ]
 
     def run(self, packed: PackedBatch, step: AttentionStep) -> torch.Tensor:
-        hidden = self._run_layers(packed, step)
-        if packed.logit_rows is not None:
-            hidden = hidden.index_select(0, packed.logit_rows)
-        return _project(self._make_norm.once(hidden, self._weights.norm), self._weights.head).float()
+        buffers = self._run_layers(packed, step)
+        if packed.logit_rows is None:
+            normed = buffers.norm.of(self._weights.norm)
+        else:
+            normed = self._make_norm.once(buffers.hidden.index_select(0, packed.logit_rows), self._weights.norm)
+        return _project(normed, self._weights.head).float()
 
     def run_without_logits(self, packed: PackedBatch, step: AttentionStep) -> None:
         self._run_layers(packed, step)
 
-    def _run_layers(self, packed: PackedBatch, step: AttentionStep) -> torch.Tensor:
-        """Hidden states after the last layer, not yet normed: [T, hidden_size], valid until the next call."""
+    def _run_layers(self, packed: PackedBatch, step: AttentionStep) -> _Buffers:
+        """In `hidden` are the states after the last layer, not yet normed, valid until the next call."""
         buffers = self._buffers_for(packed.token_ids.shape[1])
         positions = packed.position_ids[0]
         cos, sin = self._cos.index_select(0, positions), self._half_sin.index_select(0, positions)
@@ -73,14 +75,14 @@ class FusedForward:
             plan = step.plan_reads(self._weights.layers[0].rule, hidden.dtype)
             if plan is not None:
                 self._run_scripted(self._scripted, plan, buffers, normed, cos, sin)
-                return hidden
+                return buffers
         for index, layer in enumerate(self._weights.layers):
             self._rotate(normed.of(layer.input_norm), layer, buffers, cos, sin)
             attended = step.attend(index, buffers.query, buffers.key, buffers.value, layer.rule)
             _add_projected(hidden, attended.reshape(hidden.shape[0], -1), layer.attention_output)
             _project_into(buffers.gate_up, normed.of(layer.mlp_norm), layer.gate_up)
             _add_projected(hidden, functional.silu(buffers.gate).mul_(buffers.up), layer.down)
-        return hidden
+        return buffers
 
     def _run_scripted(
         self,

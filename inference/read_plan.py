@@ -1,7 +1,7 @@
 """What the scripted layers read and write in one step, by the numbers of slots: they make their views themselves.
 
-Made here, the views of a draft step with four lines took 150 of its 960 us. To read what lines of one session share once
-for all of them was no faster: their own keys lie apart in any case.
+Made here, the views of a draft step with four lines took 150 of its 960 us. To read what lines of one session share
+only once was no faster: their own keys lie apart in any case.
 """
 
 from __future__ import annotations

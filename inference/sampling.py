@@ -170,14 +170,18 @@ def _draw_group(
     else:
         found = _warped(logits, rows)
         scores = _noise([row.seed for row in rows], positions, found, logits.shape[1]) + found.scores
-    token_ids = [ids[0] for ids in found.token_ids_at(scores.argmax(-1, keepdim=True))]
     if not num_runners_up:
-        return ((token_id, []) for token_id in token_ids)
-    # The drawn token is argmax's: on a tie topk may put another one first, and the rule is the lowest id.
+        return ((ids[0], []) for ids in found.token_ids_at(scores.argmax(-1, keepdim=True)))
     best, columns = scores.topk(min(num_runners_up + 1, scores.shape[1]))
+    best_ids, best_scores = found.token_ids_at(columns), best.tolist()
+    if any(len(top) > 1 and not top[0] > top[1] for top in best_scores):
+        # The drawn token is argmax's: on a tie topk may put another one first, and the rule is the lowest id.
+        token_ids = [ids[0] for ids in found.token_ids_at(scores.argmax(-1, keepdim=True))]
+    else:
+        token_ids = [ids[0] for ids in best_ids]
     return (
-        (token_id, _runners_up(token_id, best_ids, best_scores)[:num_runners_up])
-        for token_id, best_ids, best_scores in zip(token_ids, found.token_ids_at(columns), best.tolist(), strict=True)
+        (token_id, _runners_up(token_id, ids, top)[:num_runners_up])
+        for token_id, ids, top in zip(token_ids, best_ids, best_scores, strict=True)
     )
 
 

@@ -133,7 +133,9 @@ class StepCostModel:
     of sessions not seen yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, refit_every: int = REFIT_EVERY) -> None:
+        """After ``refit_every`` more steps, if not before, the curves are fitted again."""
+        self._refit_every = refit_every
         self._cells: dict[tuple[int, int], _Cell] = {}
         self._num_observed = 0
         self._num_fitted = 0  # observations behind the curves
@@ -151,7 +153,7 @@ class StepCostModel:
             self._cells[key] = _Cell(report.num_tokens, max(1, report.num_sessions))
             self._curves.clear()
         self._cells[key].add(report, self._num_observed)
-        if self._num_observed - self._num_fitted >= min(REFIT_EVERY, 1 + self._num_observed // REFIT_FRACTION):
+        if self._num_observed - self._num_fitted >= min(self._refit_every, 1 + self._num_observed // REFIT_FRACTION):
             self._num_fitted = self._num_observed
             self._curves.clear()
 

@@ -23,6 +23,10 @@ IDLE_BELOW = 0.03
 """A token that will be of use less often than this is not drafted at all: the processor may be wanted elsewhere."""
 
 
+REFIT_EVERY = 128
+"""Steps after which their costs are looked at anew: a fit takes a fifth of a step."""
+
+
 class HasDrafter(Protocol):
     """A session of a draft worker."""
 
@@ -49,7 +53,7 @@ class DraftSchedule(Generic[SessionT]):
 
     def __init__(self, max_step_tokens: int) -> None:
         self._max_step_tokens = max_step_tokens
-        self._costs = StepCostModel()
+        self._costs = StepCostModel(REFIT_EVERY)
         self._statistics = GuessStatistics()
         self._ratio_statistics = GuessStatistics()  # their guesses are of another kind
 
