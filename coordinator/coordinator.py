@@ -36,6 +36,7 @@ from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.adaptive_k import FixedK, KPolicy, Load, make_policy
 from speculation.cost import StepCostModel
 from speculation.messages import ModelInfo, SessionId, TargetFrame
+from speculation.pace_check import PaceCheck
 from speculation.relay import NO_SESSION, RelaySession
 from telemetry.tracing import NO_TRACING, Span, Tracing, caller_context
 
@@ -92,6 +93,7 @@ class Coordinator:
         self._sessions: set[Session] = set()
         self._costs: defaultdict[str, StepCostModel] = defaultdict(StepCostModel)  # by target
         self._profiles: defaultdict[tuple[str, str], AcceptanceProfile] = defaultdict(_new_profile)
+        self._pace_checks: defaultdict[tuple[str, str], PaceCheck] = defaultdict(PaceCheck)
         target_events = LinkEvents(
             self._check_target, self._on_target_up, self._on_target_frame, self._on_target_lost, self._links_changed.set
         )
@@ -330,6 +332,7 @@ class Coordinator:
             k=job.k if job.policy == FixedK.name else None,
             costs=self._costs[target.name],
             prior=self._profiles[target.name, draft_name],
+            check=self._pace_checks[target.name, draft_name],
         )
 
     # -- workers ----------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ class CoordinatorSettings(TelemetrySettings):
     max_k: int = Field(6, ge=0, le=64)
     """Greatest K (for ``fixed`` the K itself) where a request does not say. 0 is plain decoding. On the demo pair 8 is
     a little faster than 6, and wastes more of what it verifies."""
-    max_lookahead: int = Field(20, ge=0, le=256)
+    max_lookahead: int = Field(64, ge=0, le=256)
     """Draft at most this many tokens beyond the committed ones: two rounds of ``max_k`` and the tokens between."""
     max_branches: int = Field(4, ge=0, le=16)
     """Branches that a drafter may hold ready beside a session's main line, for where that may be wrong. It grows them

@@ -55,6 +55,7 @@ def load(
             dtype=settings.dtype,
             kv_tokens=settings.kv_tokens,
             num_threads=threads,
+            graphs=settings.graphs,
             on_progress=on_progress,
         )
         tokenizer_json = load_tokenizer_json(settings.model)

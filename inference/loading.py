@@ -18,6 +18,7 @@ from inference.model_forward import TransformersForward
 from inference.model_probe import probe, usable_context
 from inference.paged_runtime import PagedRuntime
 from inference.sdpa_attention import SdpaBackend
+from inference.step_graphs import CudaRecorder, Recorder
 from inference.weight_layout import store_weights_by_input
 
 DEFAULT_KV_TOKENS = 16_384
@@ -65,6 +66,7 @@ def load_model(
     num_threads: int | None = None,
     backend: AttentionBackend | None = None,
     fuse: bool = True,
+    graphs: bool | Recorder = True,
     on_progress: Callable[[str], None] | None = None,
 ) -> LoadedModel:
     """Load a causal language model of Hugging Face and give it a paged KV pool.
@@ -78,6 +80,8 @@ def load_model(
         num_threads: CPU threads of the calling thread's operations; None leaves torch's setting.
         backend: how attention is computed; None is `MatmulBackend` on a CPU and `SdpaBackend` elsewhere.
         fuse: run the layers by `FusedForward` where it knows the architecture; False: by transformers always.
+        graphs: on CUDA, record the small steps of fused layers as CUDA graphs (`step_graphs`); False: never. A
+            recorder is used on any device.
         on_progress: called with one short line per stage.
 
     Raises:
@@ -96,7 +100,8 @@ def load_model(
         backend = backend or (MatmulBackend() if torch_device.type == "cpu" else SdpaBackend())
         max_context = usable_context(model)
         forward = choose_forward(model, backend, probed, max_context) if fuse else TransformersForward(model)
-        report(f"allocating a KV pool of {kv_tokens:,} tokens")
+        recorder = _recorder(graphs, torch_device)
+        report(f"allocating a KV pool of {kv_tokens:,} tokens" + (", recording steps" if recorder else ""))
         runtime = PagedRuntime(
             model,
             forward,
@@ -105,6 +110,7 @@ def load_model(
             num_blocks=-(-kv_tokens // block_size),
             block_size=block_size,
             max_context=max_context,
+            recorder=recorder,
         )
     return LoadedModel(runtime, _describe(str(name), model, runtime))
 
@@ -176,6 +182,12 @@ def _device(setting: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(f"device {setting!r} was asked for, but torch sees no CUDA here: use device cpu")
     return device
+
+
+def _recorder(graphs: bool | Recorder, device: torch.device) -> Recorder | None:
+    if not isinstance(graphs, bool):
+        return graphs
+    return CudaRecorder(device) if graphs and device.type == "cuda" else None
 
 
 def _dtype(setting: str, device: torch.device) -> torch.dtype:

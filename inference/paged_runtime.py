@@ -9,18 +9,21 @@ from transformers import PreTrainedModel
 
 from inference.attention import AttentionBackend
 from inference.errors import ContextOverflow
+from inference.fused_forward import FusedForward
 from inference.kv_cache import AttentionGeometry, KVCache
 from inference.kv_pool import KVPool
-from inference.model_forward import ModelForward
+from inference.model_forward import ModelForward, TransformersForward
 from inference.packing import PackedBatch, pack
 from inference.runtime import Chunk, Runtime, SequenceId
+from inference.step_graphs import Recorder, StepGraphs
 
 
 class PagedRuntime(Runtime):
     """Packed ragged forward passes over a paged KV pool. See `Runtime` for the contract.
 
     `forward` runs `model`'s weights, which are in eval mode; `max_context` is what the model was made for and is
-    lowered to what the pool can hold.
+    lowered to what the pool can hold. With a `recorder`, small steps of a fused forward run in fixed sizes that it
+    has recorded (`step_graphs`).
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class PagedRuntime(Runtime):
         num_blocks: int,
         block_size: int,
         max_context: int,
+        recorder: Recorder | None = None,
     ) -> None:
         self._model = model
         self._forward = forward
@@ -45,6 +49,7 @@ class PagedRuntime(Runtime):
         self._vocab_size = _num_rows(model.get_output_embeddings())  # type: ignore[no-untyped-call]
         self._num_embeddings = _num_rows(model.get_input_embeddings())
         self._max_context = min(max_context, num_blocks * block_size)
+        self._graphs = None if recorder is None else self._record(recorder)
 
     @property
     def vocab_size(self) -> int:
@@ -77,7 +82,7 @@ class PagedRuntime(Runtime):
         copies = self._pool.extend({chunk.sequence: len(chunk.token_ids) for chunk in batch})
         try:
             self._cache.copy_blocks(copies)
-            return self._run(pack(batch, self._pool, self._device))
+            return self._run(batch)
         except BaseException:
             # The device may run out of memory half way. What it wrote lies beyond the old lengths, so is never read.
             for chunk in batch:
@@ -96,6 +101,18 @@ class PagedRuntime(Runtime):
     def free(self, sequence: SequenceId) -> None:
         self._pool.free(sequence)
 
+    def by_transformers(self, kv_tokens: int) -> PagedRuntime:
+        """The same weights run by transformers' own layers, over a KV pool of its own: to compare with."""
+        return PagedRuntime(
+            self._model,
+            TransformersForward(self._model),
+            self._backend,
+            self._cache.geometry,
+            num_blocks=-(-kv_tokens // self._pool.block_size),
+            block_size=self._pool.block_size,
+            max_context=self._max_context,
+        )
+
     def check_integrity(self) -> None:
         """Check the KV pool's books, in time proportional to the pool; raises IntegrityError."""
         self._pool.check_integrity()
@@ -113,7 +130,17 @@ class PagedRuntime(Runtime):
                     "shorten the prompt or end the generation"
                 )
 
-    def _run(self, packed: PackedBatch) -> torch.Tensor:
+    @torch.inference_mode()
+    def _record(self, recorder: Recorder) -> StepGraphs | None:
+        if not isinstance(self._forward, FusedForward):
+            return None
+        return StepGraphs(self._forward, self._cache, self._pool.num_free_blocks, recorder)
+
+    def _run(self, batch: Sequence[Chunk]) -> torch.Tensor:
+        recorded = None if self._graphs is None else self._graphs.run(batch, self._pool)
+        return self._run_packed(pack(batch, self._pool, self._device)) if recorded is None else recorded
+
+    def _run_packed(self, packed: PackedBatch) -> torch.Tensor:
         step = self._backend.plan(packed, self._cache)
         if packed.num_logits:
             return self._forward.run(packed, step)

@@ -96,21 +96,30 @@ class _Read:
                 query, keys, values, is_causal=True, scale=rule.scaling, enable_gqa=self.group_size > 1
             )
         if self.group_size == 1:
-            return _attend(query, keys, values, self.mask, rule)
+            return attend_masked(query, keys, values, self.mask, rule)
         # The heads that share a key head become rows of it: no copy of the keys per head, on any kernel.
         _, num_heads, num_tokens, _ = query.shape
         folded = query.reshape(1, num_heads // self.group_size, self.group_size * num_tokens, query.shape[-1])
-        output = _attend(folded, keys, values, self.mask, rule)
+        output = attend_masked(folded, keys, values, self.mask, rule)
         return output.reshape(1, num_heads, num_tokens, values.shape[-1])
 
 
-def _attend(
+def attend_masked(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, rule: LayerRule
 ) -> torch.Tensor:
+    """[1, heads, rows, key_dim] against [1, heads, keys, dim]; `mask` is added to scores, None hides nothing."""
     if rule.softcap is None:
         return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=rule.scaling)
+    return attend_by_products(query, keys, values, mask, rule)
+
+
+def attend_by_products(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, rule: LayerRule
+) -> torch.Tensor:
+    """The same without a fused kernel: scores lie in memory, softmax in float32."""
     scores = query @ keys.transpose(-1, -2) * rule.scaling
-    scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
     if mask is not None:
         scores = scores + mask
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype) @ values

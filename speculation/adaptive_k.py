@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from speculation.acceptance import AcceptanceProfile
 from speculation.cost import StepCostModel
 from speculation.messages import Verdict
+from speculation.pace_check import CheckedK, PaceCheck
 
 START_K = 4
 """K while nothing is known: within a fifth of the best K's goodput for acceptance 0.5 to 0.9 when a step with five
@@ -242,12 +243,14 @@ class GoodputK:
 POLICY_NAMES = (FixedK.name, ThresholdK.name, GoodputK.name)
 
 
-def make_policy(name: str, *, max_k: int, k: int | None, costs: StepCostModel, prior: AcceptanceProfile) -> KPolicy:
+def make_policy(
+    name: str, *, max_k: int, k: int | None, costs: StepCostModel, prior: AcceptanceProfile, check: PaceCheck
+) -> KPolicy:
     """The policy called ``name`` for one session.
 
     ``k`` is where it starts, and for ``fixed`` stays (None: 4); ``max_k`` caps it. ``costs`` are the target's,
-    ``prior`` is the deployment's profile; ``goodput`` uses and feeds it. Raises ValueError on an unknown name or a
-    negative count.
+    ``prior`` is the deployment's profile and ``check`` its comparisons with plain decoding; ``goodput`` uses and feeds
+    them. Raises ValueError on an unknown name or a negative count.
     """
     if max_k < 0 or (k is not None and k < 0):
         raise ValueError(f"k and max_k must be 0 or more, not k = {k}, max_k = {max_k}")
@@ -257,5 +260,5 @@ def make_policy(name: str, *, max_k: int, k: int | None, costs: StepCostModel, p
     if name == ThresholdK.name:
         return ThresholdK(max_k, start)
     if name == GoodputK.name:
-        return GoodputK(max_k, costs, prior, start)
+        return CheckedK(GoodputK(max_k, costs, prior, start), check)
     raise ValueError(f"unknown K policy {name!r}; choose one of: {', '.join(POLICY_NAMES)}")

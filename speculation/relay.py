@@ -186,13 +186,15 @@ OPENING_LOOKAHEAD = 2
 cores a full lookahead made the first token 12 % later, two tokens 6 %, and the speed was the same."""
 
 
-def lookahead_for(k: int, max_lookahead: int) -> int:
-    """How far to draft ahead when the target verifies ``k`` tokens a step.
+LOOKAHEAD_STEPS = 5
+"""Steps to draft ahead. Two would do if drafts travelled in no time; over a link of 20 ms five bring 13 % more tokens per
+second, at 5 ms 5 % (acceptance 0.91, simulated; 40 and 19 % at 0.97), and without a link nothing is lost: what to
+draft next is decided by what it is worth (`draft_schedule`), so this only bounds it."""
 
-    While ``k`` tokens are being verified the drafter needs the token that must equal the target's own one, and the
-    ``k`` of the next step, to be there when the verdict comes: ``2k + 1``, and one in flight.
-    """
-    return min(max_lookahead, 2 * k + 2) if k else 0
+
+def lookahead_for(k: int, max_lookahead: int) -> int:
+    """How far to draft ahead when the target verifies ``k`` tokens a step: those and its own one, in five steps."""
+    return min(max_lookahead, LOOKAHEAD_STEPS * (k + 1)) if k else 0
 
 
 class RelaySession:

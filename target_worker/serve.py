@@ -54,6 +54,7 @@ def load(
             dtype=settings.dtype,
             kv_tokens=settings.kv_tokens,
             num_threads=threads,
+            graphs=settings.graphs,
             on_progress=on_progress,
         )
         tokenizer = load_tokenizer(settings.model)

@@ -39,13 +39,15 @@ class BarePair:
     async def time_steps(self) -> None:
         """A fraction of a second of bare steps."""
         answer = await self._process.ask({"steps": {"k": self._k}})
-        self._times.append(BareSteps(answer["plain_s"], answer["verify_s"]))
+        self._times.append(BareSteps(answer["plain_s"], answer["verify_s"], answer["eager_s"]))
 
     async def ideal(self, temperature: float) -> Ideal:
         """By the two latest times, those right before and after what was measured last."""
         latest = self._times[-2:]
         steps = BareSteps(
-            statistics.mean(times.plain_s for times in latest), statistics.mean(times.verify_s for times in latest)
+            statistics.mean(times.plain_s for times in latest),
+            statistics.mean(times.verify_s for times in latest),
+            statistics.mean(times.eager_s for times in latest),
         )
         return Ideal(self._k, await self._length(temperature), steps)
 

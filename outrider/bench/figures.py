@@ -120,7 +120,15 @@ _RULES: Final = (
 
 def figures_of(cells: Sequence[Cell], memory: Memory | None) -> list[Figure]:
     """Every figure that was measured."""
-    return [*_single(cells), *_worst(cells), *_best_k(cells), *_coordinator(cells), *_frames(cells), *_memory(memory)]
+    return [
+        *_single(cells),
+        *_forward(cells),
+        *_worst(cells),
+        *_best_k(cells),
+        *_coordinator(cells),
+        *_frames(cells),
+        *_memory(memory),
+    ]
 
 
 def best_fixed(cell: Cell) -> tuple[str, Estimate] | None:
@@ -141,6 +149,14 @@ def _single(cells: Sequence[Cell]) -> Iterator[Figure]:
         value = next((one for one in found if one is not None), None)
         if value is not None:
             yield Figure(rule.name, rule.meaning, value.value, value.spread, rule.relation, rule.limit)
+
+
+def _forward(cells: Iterable[Cell]) -> Iterator[Figure]:
+    """Of the first cell that has bare steps beside it."""
+    ideal = next((cell.ideal for cell in cells if cell.ideal is not None), None)
+    if ideal is not None:
+        ratio = ideal.steps.eager_s / ideal.steps.plain_s
+        yield Figure("forward_over_eager", "transformers' layers over ours, bare plain step", ratio, None, ">=", 1.5)
 
 
 def _worst(cells: Sequence[Cell]) -> Iterator[Figure]:

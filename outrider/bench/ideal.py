@@ -18,6 +18,8 @@ class BareSteps:
     plain_s: float
     verify_s: float
     """With K + 1 tokens."""
+    eager_s: float
+    """Plain, by transformers' own layers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 Two questions, each a JSON object on a line: ``{"agreement": {prompts, temperature, max_tokens}}`` is answered by one
 list for each prompt (does the draft draw the target's token?), ``{"steps": {"k": 6}}`` by the bare times of a plain
-step and of one with K drafted tokens, forward and draws.
+step, of one with K drafted tokens, and of a plain one by transformers' layers, forward and draws.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from tokenizers import Tokenizer
@@ -18,6 +18,9 @@ from inference import Chunk, SamplingRow, draw, load_model, load_tokenizer_json
 from outrider.bench.bare_steps import step_times
 from outrider.bench.json_answers import serve
 
+_EAGER_KV_TOKENS: Final = 1024
+"""More than the timed steps have before them."""
+
 
 class BarePair:
     """Both models of a pair on this thread."""
@@ -25,6 +28,7 @@ class BarePair:
     def __init__(self, target: str, draft: str, num_threads: int, device: str, dtype: str) -> None:
         torch.set_num_threads(num_threads)
         self._target = load_model(target, device=device, dtype=dtype).runtime
+        self._eager = self._target.by_transformers(_EAGER_KV_TOKENS)
         self._draft = load_model(draft, device=device, dtype=dtype).runtime
         self._tokenizer = Tokenizer.from_str(load_tokenizer_json(target))
 
@@ -71,7 +75,8 @@ class BarePair:
 
     def _step_times(self, k: int) -> dict[str, object]:
         times = step_times(self._target, (1, k + 1), self._limit)
-        return {"plain_s": times[1], "verify_s": times[k + 1]}
+        eager_s = step_times(self._eager, (1,), self._limit)[1]
+        return {"plain_s": times[1], "verify_s": times[k + 1], "eager_s": eager_s}
 
 
 def main() -> None:

@@ -94,6 +94,7 @@ def _ideal_object(cell: Cell) -> dict[str, object]:
             "mean_acceptance_length": ideal.mean_acceptance_length,
             "bare_plain_step_s": ideal.steps.plain_s,
             "bare_verify_step_s": ideal.steps.verify_s,
+            "bare_eager_step_s": ideal.steps.eager_s,
         },
     }
 

@@ -49,7 +49,7 @@ class SimulateSettings(BaseSettings):
     """What to simulate; plain decoding and the ideal are always there to compare with."""
     max_k: int = Field(default=6, ge=0, le=64)
     """Greatest K, and K itself for fixed and for taking turns."""
-    max_lookahead: int = Field(default=20, ge=0, le=256)
+    max_lookahead: int = Field(default=64, ge=0, le=256)
     """Draft at most this many tokens beyond the committed ones."""
     max_branches: int = Field(default=4, ge=0, le=16)
     """Branches that a drafter holds for what is likely to be missed."""

@@ -12,6 +12,7 @@ from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.adaptive_k import KPolicy, Load, make_policy
 from speculation.cost import StepCostModel
 from speculation.messages import DraftCommand, Sampling, SessionId, TargetCommand, TargetFrame, TokenId
+from speculation.pace_check import PaceCheck
 from speculation.relay import Action, Emit, RelaySession, ToDraft, ToTarget
 from speculation.simulator.clock import VirtualClock
 from speculation.simulator.links import Link
@@ -64,6 +65,7 @@ class ModelledCoordinator:
         self._clock = clock
         self._scenario = scenario
         self._profile = AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
+        self._pace_check = PaceCheck()
         self._waiting: deque[Request] = deque()
         self._free_s = 0.0  # when what is being handled will have been
 
@@ -145,7 +147,7 @@ class ModelledCoordinator:
         if name is None:
             return None
         k = max_k if name == "fixed" else None
-        return make_policy(name, max_k=max_k, k=k, costs=target.costs, prior=self._profile)
+        return make_policy(name, max_k=max_k, k=k, costs=target.costs, prior=self._profile, check=self._pace_check)
 
     # -- what is said -------------------------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from speculation.drafter import MAX_LOOKAHEAD
+from speculation.relay import lookahead_for
 from speculation.simulator.tokens import Acceptance
 
 Points: TypeAlias = tuple[tuple[int, float], ...]
@@ -86,7 +88,7 @@ class Scenario:
     """The K itself for ``fixed``."""
     turns: bool = False
     """Draft, then verify, never both at a time."""
-    max_lookahead: int = 20
+    max_lookahead: int = 64
     max_branches: int = 4
     flush_tokens: int = 4
     num_targets: int = 1
@@ -114,5 +116,5 @@ def ideal_of(scenario: Scenario) -> Scenario:
         policy="fixed",
         turns=False,
         num_drafters=max(1, scenario.num_drafters),
-        max_lookahead=max(scenario.max_lookahead, 2 * scenario.max_k + 2),
+        max_lookahead=max(scenario.max_lookahead, lookahead_for(scenario.max_k, MAX_LOOKAHEAD)),
     )

@@ -70,8 +70,9 @@ WAYS: dict[str, dict[str, Any]] = {
     " by transformers": {"fuse": False},
     " with sdpa": {"backend": SdpaBackend()},
     " by transformers with sdpa": {"fuse": False, "backend": SdpaBackend()},
+    " in fixed sizes": {"graphs": lambda compute: compute},
 }
-"""What is not the default on a CPU; the second two are that of a GPU."""
+"""What is not the default on a CPU; the last three are that of a GPU, where fixed sizes are recorded as graphs."""
 
 
 @pytest.fixture(

@@ -14,6 +14,7 @@ from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.adaptive_k import MAX_PROBE_EVERY, POLICY_NAMES, PROBE_STEPS, GoodputK, KPolicy, Load, make_policy
 from speculation.cost import StepCostModel
 from speculation.messages import StepReport, Verdict
+from speculation.pace_check import PaceCheck
 
 ALONE = Load(1)
 
@@ -31,7 +32,8 @@ def costs_of(step_s: Callable[[int], float], num_sessions: int = 1, max_k: int =
 
 
 def policy_of(name: str, *, max_k: int = 8, k: int | None = None, costs: StepCostModel | None = None) -> KPolicy:
-    return make_policy(name, max_k=max_k, k=k, costs=costs or StepCostModel(), prior=AcceptanceProfile())
+    costs, prior, check = costs or StepCostModel(), AcceptanceProfile(), PaceCheck()
+    return make_policy(name, max_k=max_k, k=k, costs=costs, prior=prior, check=check)
 
 
 class Session:
@@ -152,7 +154,7 @@ def test_goodput_is_near_the_best_k_of_the_cost_curve(rate: float, token_cost: f
     def goodput(k: int) -> float:
         return sum(rate**depth for depth in range(k + 1)) / step_s(num_sessions * (k + 1))
 
-    policy = policy_of("goodput", costs=costs_of(step_s, num_sessions))
+    policy = GoodputK(8, costs_of(step_s, num_sessions), AcceptanceProfile())
     session, found = Session(policy, rate, seed=5, load=Load(num_sessions)), []
     for step in range(600):
         session.step()

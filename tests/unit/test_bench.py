@@ -290,13 +290,14 @@ async def test_outrider_is_compared_with_every_other_system_round_by_round() -> 
 
 async def test_the_ideal_is_what_decoding_is_held_against() -> None:
     block = await run_block([Scripted(OUTRIDER, [1]), Scripted(PLAIN, [2])])  # 9 tokens after the first, in 0.9 s
-    ideal = Ideal(6, 4.0, BareSteps(plain_s=0.1, verify_s=0.2))
+    ideal = Ideal(6, 4.0, BareSteps(plain_s=0.1, verify_s=0.2, eager_s=0.14))
 
     cells = cells_of(replace(block, ideal=ideal))
 
     assert [cell.ratio_to_ideal for cell in cells] == [Estimate(*[pytest.approx(0.5)] * 3), None]
-    [figure] = [figure for figure in figures_of(cells, None) if figure.name == "of_ideal_0ms"]
-    assert (figure.value, figure.holds) == (pytest.approx(0.5), False)
+    figures = {figure.name: figure for figure in figures_of(cells, None)}
+    assert (figures["of_ideal_0ms"].value, figures["of_ideal_0ms"].holds) == (pytest.approx(0.5), False)
+    assert (figures["forward_over_eager"].value, figures["forward_over_eager"].holds) == (pytest.approx(1.4), False)
     [line] = ideal_lines(cells)
     assert line.startswith("Ideal (temperature 0): 20 tokens/s, 4.00 per step of 200.00 ms with K = 6; reached 0.50")
 

@@ -80,7 +80,7 @@ def test_a_verdict_reaches_the_drafter_before_the_client() -> None:
     session.on_target_up(0)
     assert session.on_target_event(verdict(2, [3, 4], 1, 1), LOAD, 0) == [
         ToDraft(Commit(2, (3, 4))),
-        ToDraft(SetLookahead(10)),  # the first verdict: from here on a full lookahead
+        ToDraft(SetLookahead(25)),  # the first verdict: from here on a full lookahead
         Emit((3, 4), 1, 1, 4),
     ]
     assert policy.num_observed == 1
@@ -100,7 +100,7 @@ def test_at_k_zero_nothing_is_sent_to_the_drafter_and_what_it_missed_comes_later
     policy.value = 2
     assert session.on_target_event(verdict(4, [5]), LOAD, 0) == [
         ToDraft(Commit(2, (3, 4, 5))),
-        ToDraft(SetLookahead(6)),
+        ToDraft(SetLookahead(15)),
         Emit((5,), 0, 0, 0),
         ToTarget(SetK(2)),
     ]
@@ -118,7 +118,7 @@ def test_a_lost_drafter_means_plain_decoding_and_one_open_brings_it_back() -> No
     assert session.on_draft_up(0) == [ToDraft(OpenDraft((1, 2), Sampling(), 2, 50)), ToTarget(SetK(4))]
     assert session.on_draft_lost(0) == [ToTarget(SetK(0))]
     assert session.on_target_event(verdict(2, [3]), LOAD, 0) == [Emit((3,), 0, 0, 0)]
-    assert session.on_draft_up(0) == [ToDraft(OpenDraft((1, 2, 3), Sampling(), 10, 50)), ToTarget(SetK(4))]
+    assert session.on_draft_up(0) == [ToDraft(OpenDraft((1, 2, 3), Sampling(), 25, 50)), ToTarget(SetK(4))]
     assert session.stats.num_draft_losses == 1
 
 
@@ -131,7 +131,7 @@ def test_a_lost_target_is_replaced_by_replaying_what_is_committed() -> None:
     assert session.on_target_event(verdict(2, [8]), LOAD, 0) == []  # of the lost one
     assert session.on_target_up(0) == [
         *open_target(4, (1, 2, 3)),
-        ToDraft(OpenDraft((1, 2, 3), Sampling(), 10, 50)),
+        ToDraft(OpenDraft((1, 2, 3), Sampling(), 25, 50)),
     ]
     assert session.stats.num_target_losses == 1
 
@@ -207,7 +207,7 @@ def test_statistics_never_count_the_targets_own_token_as_accepted() -> None:
 
 
 def test_lookahead_covers_a_step_its_own_token_and_the_next_step() -> None:
-    assert [lookahead_for(k, 12) for k in (0, 1, 4, 8)] == [0, 4, 10, 12]
+    assert [lookahead_for(k, 32) for k in (0, 1, 4, 8)] == [0, 10, 25, 32]
 
 
 def test_a_prompt_is_told_and_shared_once() -> None:
