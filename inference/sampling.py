@@ -103,9 +103,10 @@ def draw(
     Raises:
         ValueError: the lengths disagree.
     """
-    if not len(logits) == len(rows) == len(positions):
-        raise ValueError(f"{len(logits)} rows of logits, {len(rows)} settings and {len(positions)} positions")
-    if limit is not None:
+    num_rows, vocab_size = logits.shape
+    if not num_rows == len(rows) == len(positions):
+        raise ValueError(f"{num_rows} rows of logits, {len(rows)} settings and {len(positions)} positions")
+    if limit is not None and limit < vocab_size:
         logits = logits[:, :limit]
     logits = _prepared(logits, rows)
     if not num_runners_up and all(row.is_greedy for row in rows):

@@ -73,7 +73,6 @@ class _Cell:
     num_tokens: float
     num_sessions: float
     last_seen: int = 0
-    typical_s: float = 0.0
     recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=CELL_SAMPLES))
 
     def add(self, report: StepReport, index: int) -> None:
@@ -81,7 +80,10 @@ class _Cell:
         self.num_tokens += (report.num_tokens - self.num_tokens) / len(self.recent_s)
         self.num_sessions += (report.num_sessions - self.num_sessions) / len(self.recent_s)
         self.last_seen = index
-        self.typical_s = _lower_median(self.recent_s)
+
+    @property
+    def typical_s(self) -> float:
+        return _lower_median(self.recent_s)
 
 
 @dataclass(frozen=True, slots=True)
