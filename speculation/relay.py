@@ -187,9 +187,9 @@ cores a full lookahead made the first token 12 % later, two tokens 6 %, and the 
 
 
 LOOKAHEAD_STEPS = 5
-"""Steps to draft ahead. Two would do if drafts travelled in no time; over a link of 20 ms five bring 13 % more tokens per
-second, at 5 ms 5 % (acceptance 0.91, simulated; 40 and 19 % at 0.97), and without a link nothing is lost: what to
-draft next is decided by what it is worth (`draft_schedule`), so this only bounds it."""
+"""Steps to draft ahead. Two would do if drafts travelled in no time; over a link of 20 ms five bring 13 % more
+tokens per second, at 5 ms 5 % (acceptance 0.91, simulated; 40 and 19 % at 0.97), and without a link nothing is lost:
+what to draft next is decided by what it is worth (`draft_schedule`), so this only bounds it."""
 
 
 def lookahead_for(k: int, max_lookahead: int) -> int:

@@ -50,6 +50,9 @@ class BenchSettings(StackSettings):
     none with --quick."""
     fixed_ks: str | None = None
     """Ks to compare the policy with, everywhere. "" is none. Unset: 1,2,4,6,8, or none with --quick."""
+    slow_target: int = Field(default=1, ge=1, le=100)
+    """Make the pair's target so many times as slow, by layers that write nothing: the same text, and steps as long as
+    those of larger models."""
     ideal: bool = True
     """Measure what the pair could do if drafts were always there and only the target's steps took time."""
     prompt_file: Path | None = None

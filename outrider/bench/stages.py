@@ -99,6 +99,7 @@ class Bench:
         differences: list[Difference] = []
         memory: Memory | None = None
         with tempfile.TemporaryDirectory(prefix="outrider-bench-") as folder:
+            await self._slow_down(Path(folder))
             await self._make_models(Path(folder))
             for stage in self._stages:
                 async with self._deployment(stage, Path(folder)) as deployed:
@@ -155,6 +156,14 @@ class Bench:
         k = options.max_k or CoordinatorSettings.model_fields["max_k"].default
         bare = BarePair(options, target_threads(options), k, prompts, self._settings.num_tokens)
         return await life.enter_async_context(bare)
+
+    async def _slow_down(self, folder: Path) -> None:
+        times = self._settings.slow_target
+        if times > 1:
+            self._observer.stage(f"making the target {times} times as slow")
+            slower = str(folder / "slower")
+            await run_module("outrider.bench.slower_target", self._options.target, slower, str(times))
+            self._options = replace(self._options, target=slower)
 
     async def _make_models(self, folder: Path) -> None:
         """What the stages need besides the pair, each made by a process of its own that takes torch with it."""

@@ -107,6 +107,7 @@ def _settings(settings: BenchSettings) -> dict[str, object]:
         "temperatures": settings.temperature_list,
         "acceptances": settings.acceptance_list,
         "fixed_ks": settings.fixed_k_list,
+        "slow_target": settings.slow_target,
     }
 
 
