@@ -44,6 +44,8 @@ Draw: TypeAlias = Callable[[Tensor, Sequence[LineEnd], int], Sequence[Guess]]
 
 def draw_guesses(logits: Tensor, ends: Sequence[LineEnd], vocab_size: int) -> list[Guess]:
     """One guess per row of ``logits``, float32 [R, V]; only ids below ``vocab_size`` are drawn."""
+    if not any(end.drafter.sampling.needs_q for end in ends):
+        return _with_target_noise(logits, ends, vocab_size)
     ways: dict[int, list[int]] = {}  # by the length of q; 0: there is none
     for index, end in enumerate(ends):
         sampling = end.drafter.sampling

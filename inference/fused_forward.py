@@ -23,8 +23,9 @@ from torch.nn import functional
 
 from inference.attention import AttentionStep
 from inference.fused_weights import LayerWeights, ModelWeights, Norm, Projection
-from inference.matmul_attention import MatmulStep, StepViews
+from inference.matmul_attention import MatmulStep
 from inference.packing import PackedBatch
+from inference.read_plan import ReadPlan
 from inference.scripted_layers import script_layers
 
 _MAX_KEPT_TOKENS = 64
@@ -53,38 +54,40 @@ class FusedForward:
         ]
 
     def run(self, packed: PackedBatch, step: AttentionStep) -> torch.Tensor:
-        hidden = self._run_layers(packed, step)
-        if packed.logit_rows is not None:
-            hidden = hidden.index_select(0, packed.logit_rows)
-        return _project(self._make_norm.once(hidden, self._weights.norm), self._weights.head).float()
+        buffers = self._run_layers(packed, step)
+        if packed.logit_rows is None:
+            normed = buffers.norm.of(self._weights.norm)
+        else:
+            normed = self._make_norm.once(buffers.hidden.index_select(0, packed.logit_rows), self._weights.norm)
+        return _project(normed, self._weights.head).float()
 
     def run_without_logits(self, packed: PackedBatch, step: AttentionStep) -> None:
         self._run_layers(packed, step)
 
-    def _run_layers(self, packed: PackedBatch, step: AttentionStep) -> torch.Tensor:
-        """Hidden states after the last layer, not yet normed: [T, hidden_size], valid until the next call."""
+    def _run_layers(self, packed: PackedBatch, step: AttentionStep) -> _Buffers:
+        """In `hidden` are the states after the last layer, not yet normed, valid until the next call."""
         buffers = self._buffers_for(packed.token_ids.shape[1])
         positions = packed.position_ids[0]
         cos, sin = self._cos.index_select(0, positions), self._half_sin.index_select(0, positions)
         hidden, normed = buffers.hidden, buffers.norm
         hidden.copy_(self._weights.embedding.index_select(0, packed.token_ids[0]))
         if self._scripted is not None and isinstance(step, MatmulStep) and isinstance(normed, _MirrorNorm):
-            views = step.views(self._weights.layers[0].rule, hidden.dtype)
-            if views is not None:
-                self._run_scripted(self._scripted, views, buffers, normed, cos, sin)
-                return hidden
+            plan = step.plan_reads(self._weights.layers[0].rule, hidden.dtype)
+            if plan is not None:
+                self._run_scripted(self._scripted, plan, buffers, normed, cos, sin)
+                return buffers
         for index, layer in enumerate(self._weights.layers):
             self._rotate(normed.of(layer.input_norm), layer, buffers, cos, sin)
             attended = step.attend(index, buffers.query, buffers.key, buffers.value, layer.rule)
             _add_projected(hidden, attended.reshape(hidden.shape[0], -1), layer.attention_output)
             _project_into(buffers.gate_up, normed.of(layer.mlp_norm), layer.gate_up)
             _add_projected(hidden, functional.silu(buffers.gate).mul_(buffers.up), layer.down)
-        return hidden
+        return buffers
 
     def _run_scripted(
         self,
         scripted: Callable[..., None],
-        views: StepViews,
+        plan: ReadPlan,
         buffers: _Buffers,
         norm: _MirrorNorm,
         cos: torch.Tensor,
@@ -99,8 +102,9 @@ class FusedForward:
                 *(buffers.query[0], buffers.key[0], buffers.value[0]),
                 *(buffers.gate_up, buffers.gate, buffers.up, cos, sin),
                 *(self._norms, self._matrices),
-                *(views.writer.keys, views.writer.values, views.writer.slots, views.keys, views.values),
-                *(views.masks, views.no_mask, views.starts, views.first_runs),
+                *(plan.keys, plan.keys_by_dim, plan.values, plan.first_new, plan.new_slots),
+                *(plan.run_starts, plan.run_lengths, plan.masks, plan.no_mask),
+                *(plan.starts, plan.first_runs),
                 *(layer.input_norm.eps, layer.rule.scaling),
             )
 

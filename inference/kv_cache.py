@@ -62,6 +62,8 @@ class KVCache:
         self._values = torch.zeros(*shape, geometry.value_dim, dtype=dtype, device=device)
         self.layer_keys: LayerViews = self._keys.unbind(0)
         """Per layer [num_kv_heads, num_slots, key_dim]."""
+        self.layer_keys_by_dim: LayerViews = self._keys.transpose(2, 3).unbind(0)
+        """The same keys as [num_kv_heads, key_dim, num_slots]."""
         self.layer_values: LayerViews = self._values.unbind(0)
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 
@@ -17,6 +16,7 @@ from inference.attention import AttentionStep, LayerRule
 from inference.kv_cache import KVCache
 from inference.packing import PackedBatch, PackedSequence
 from inference.paged_views import RunViews, Writer, additive_mask, first_visible, runs_of, writer_for
+from inference.read_plan import ReadPlan, plan_reads
 
 _MAX_SCORES = 1 << 23
 """Scores of one sequence and layer that are held at a time: 32 MiB in float32. Long prefills take turns."""
@@ -37,13 +37,16 @@ class MatmulStep:
     def __init__(self, batch: PackedBatch, cache: KVCache) -> None:
         self._sequences = batch.sequences
         self._cache = cache
+        self._batch = batch
         self._device = batch.token_ids.device
-        self._writer = writer_for(batch, cache)
+        self._writer: Writer | None = None
         self._reads_by_rule: dict[LayerRule, list[_Read]] = {}
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: LayerRule
     ) -> torch.Tensor:
+        if self._writer is None:
+            self._writer = writer_for(self._batch, self._cache)
         self._writer.write(layer, key, value)
         reads = self._reads_by_rule.get(rule)
         if reads is None:
@@ -55,21 +58,14 @@ class MatmulStep:
         outputs = [read.attend(layer, query[0, :, read.start : read.stop]) for read in reads]
         return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0)
 
-    def views(self, rule: LayerRule, dtype: torch.dtype) -> StepViews | None:
+    def plan_reads(self, rule: LayerRule, dtype: torch.dtype) -> ReadPlan | None:
         """All that the attention of a step reads and writes; None if it takes turns or is not a plain softmax."""
-        reads = [self._read(sequence, rule, dtype) for sequence in self._sequences]
-        if rule.softcap is not None or any(read.takes_turns for read in reads):
-            return None
-        runs = [run for read in reads for run in read.runs]
-        return StepViews(
-            self._writer,
-            keys=[keys for layer in zip(*(run.keys for run in runs), strict=True) for keys in layer],
-            values=[values for layer in zip(*(run.values for run in runs), strict=True) for values in layer],
-            masks=[mask for read in reads for mask in read.masks],
-            no_mask=reads[0].no_mask,
-            starts=[*(read.start for read in reads), reads[-1].stop],
-            first_runs=[0, *accumulate(len(read.runs) for read in reads)],
+        num_kv_heads, group_size = self._cache.geometry.num_kv_heads, self._cache.geometry.group_size
+        takes_turns = any(
+            sequence.num_tokens > 1 and num_kv_heads * group_size * sequence.num_tokens * sequence.context > _MAX_SCORES
+            for sequence in self._sequences
         )
+        return None if rule.softcap is not None or takes_turns else plan_reads(self._batch, self._cache, rule, dtype)
 
     def _read(self, sequence: PackedSequence, rule: LayerRule, dtype: torch.dtype) -> _Read:
         geometry = self._cache.geometry
@@ -90,24 +86,6 @@ class MatmulStep:
 
 
 @dataclass(frozen=True, slots=True)
-class StepViews:
-    """The attention of one step as flat lists, for `scripted_layers`; those by layer and run have layers outermost."""
-
-    writer: Writer
-    keys: list[torch.Tensor]
-    """By layer and run: [num_kv_heads, key_dim, n]."""
-    values: list[torch.Tensor]
-    """By layer and run: [num_kv_heads, n, value_dim]."""
-    masks: list[torch.Tensor | None]
-    """By run."""
-    no_mask: torch.Tensor
-    starts: list[int]
-    """Sequence i has rows [starts[i], starts[i + 1])."""
-    first_runs: list[int]
-    """And runs [first_runs[i], first_runs[i + 1])."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Read:
     """One sequence's attention under one rule: rows [start, stop) against the keys of `runs`."""
 
@@ -121,16 +99,6 @@ class _Read:
     """A scalar that stands where the mask would."""
     num_kv_heads: int
     rule: LayerRule
-
-    @property
-    def masks(self) -> Sequence[torch.Tensor | None]:
-        """By run."""
-        return [None] * len(self.runs) if self.mask is None else self._by_run(self.mask)
-
-    @property
-    def takes_turns(self) -> bool:
-        """Too many scores to hold at a time."""
-        return self.mask is not None and self.num_kv_heads * self.mask.numel() > _MAX_SCORES
 
     def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
         """[num_heads, T, key_dim] to [num_heads, T, value_dim]."""

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 
 from inference.kv_cache import KVCache, LayerViews
 from inference.packing import PackedBatch, PackedSequence
+
+SlotRun: TypeAlias = tuple[int, int]
+"""Consecutive slots of the cache: [start, stop)."""
 
 
 class Writer(Protocol):
@@ -65,16 +68,20 @@ class _ScatteringWriter:
 
 def writer_for(batch: PackedBatch, cache: KVCache) -> Writer:
     """Where the step's new keys and values go."""
-    size = cache.block_size
-    slots = [
-        sequence.blocks[position // size] * size + position % size
-        for sequence in batch.sequences
-        for position in range(sequence.num_cached, sequence.context)
-    ]
-    if _is_run(slots):
+    slots = new_slots(batch, cache.block_size)
+    if is_run(slots):
         keys, values = cache.slots(slots[0], slots[-1] + 1)
         return _RunWriter(keys.unbind(0), values.unbind(0))
     return _ScatteringWriter(torch.tensor(slots, device=batch.token_ids.device), cache)
+
+
+def new_slots(batch: PackedBatch, block_size: int) -> list[int]:
+    """The slots of the step's T new positions."""
+    return [
+        sequence.blocks[position // block_size] * block_size + position % block_size
+        for sequence in batch.sequences
+        for position in range(sequence.num_cached, sequence.context)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +97,34 @@ class RunViews:
 def runs_of(
     sequence: PackedSequence, first: int, cache: KVCache, *, transposed_keys: bool = False
 ) -> tuple[RunViews, ...]:
+    """Where positions [first, context) of the sequence are read, as views."""
+    runs = []
+    for start, stop in slot_runs(sequence, first, cache.block_size):
+        keys, values = cache.slots(start, stop)
+        runs.append(RunViews((keys.transpose(2, 3) if transposed_keys else keys).unbind(0), values.unbind(0)))
+    return tuple(runs)
+
+
+def slot_runs(sequence: PackedSequence, first: int, block_size: int) -> list[SlotRun]:
     """Where positions [first, context) of the sequence are read: a run for each stretch of consecutive blocks.
 
     A sequence that has grown alone is one run; a fork is two or three, what it shares and its own.
     """
     runs = []
-    size = cache.block_size
-    blocks = sequence.blocks[first // size : -(-sequence.context // size)]
-    skip, num_left = first % size, sequence.context - first
+    blocks = sequence.blocks[first // block_size : -(-sequence.context // block_size)]
+    skip, num_left = first % block_size, sequence.context - first
     for start_block, num_blocks in _stretches(blocks):
-        start, count = start_block * size + skip, min(num_blocks * size - skip, num_left)
-        keys, values = cache.slots(start, start + count)
-        runs.append(RunViews((keys.transpose(2, 3) if transposed_keys else keys).unbind(0), values.unbind(0)))
+        start, count = start_block * block_size + skip, min(num_blocks * block_size - skip, num_left)
+        runs.append((start, start + count))
         skip, num_left = 0, num_left - count
-    return tuple(runs)
+    return runs
 
 
 def _stretches(blocks: list[int]) -> Iterator[tuple[int, int]]:
     """Consecutive blocks as (first, how many)."""
+    if is_run(blocks):
+        yield blocks[0], len(blocks)
+        return
     start = 0
     for index in range(1, len(blocks) + 1):
         if index == len(blocks) or blocks[index] != blocks[index - 1] + 1:
@@ -132,5 +149,6 @@ def additive_mask(
     return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
 
 
-def _is_run(numbers: list[int]) -> bool:
+def is_run(numbers: list[int]) -> bool:
+    """Are they consecutive?"""
     return numbers == list(range(numbers[0], numbers[0] + len(numbers)))

@@ -103,9 +103,10 @@ def draw(
     Raises:
         ValueError: the lengths disagree.
     """
-    if not len(logits) == len(rows) == len(positions):
-        raise ValueError(f"{len(logits)} rows of logits, {len(rows)} settings and {len(positions)} positions")
-    if limit is not None:
+    num_rows, vocab_size = logits.shape
+    if not num_rows == len(rows) == len(positions):
+        raise ValueError(f"{num_rows} rows of logits, {len(rows)} settings and {len(positions)} positions")
+    if limit is not None and limit < vocab_size:
         logits = logits[:, :limit]
     logits = _prepared(logits, rows)
     if not num_runners_up and all(row.is_greedy for row in rows):
@@ -170,14 +171,18 @@ def _draw_group(
     else:
         found = _warped(logits, rows)
         scores = _noise([row.seed for row in rows], positions, found, logits.shape[1]) + found.scores
-    token_ids = [ids[0] for ids in found.token_ids_at(scores.argmax(-1, keepdim=True))]
     if not num_runners_up:
-        return ((token_id, []) for token_id in token_ids)
-    # The drawn token is argmax's: on a tie topk may put another one first, and the rule is the lowest id.
+        return ((ids[0], []) for ids in found.token_ids_at(scores.argmax(-1, keepdim=True)))
     best, columns = scores.topk(min(num_runners_up + 1, scores.shape[1]))
+    best_ids, best_scores = found.token_ids_at(columns), best.tolist()
+    if any(len(top) > 1 and not top[0] > top[1] for top in best_scores):
+        # The drawn token is argmax's: on a tie topk may put another one first, and the rule is the lowest id.
+        token_ids = [ids[0] for ids in found.token_ids_at(scores.argmax(-1, keepdim=True))]
+    else:
+        token_ids = [ids[0] for ids in best_ids]
     return (
-        (token_id, _runners_up(token_id, best_ids, best_scores)[:num_runners_up])
-        for token_id, best_ids, best_scores in zip(token_ids, found.token_ids_at(columns), best.tolist(), strict=True)
+        (token_id, _runners_up(token_id, ids, top)[:num_runners_up])
+        for token_id, ids, top in zip(token_ids, best_ids, best_scores, strict=True)
     )
 
 

@@ -40,11 +40,13 @@ def _layers(
     sin: Tensor,
     norms: list[Tensor],
     matrices: list[Tensor],
-    new_keys: list[Tensor],
-    new_values: list[Tensor],
-    slots: Tensor | None,
     keys: list[Tensor],
+    keys_by_dim: list[Tensor],
     values: list[Tensor],
+    first_new: int,
+    new_slots: Tensor | None,
+    run_starts: list[int],
+    run_lengths: list[int],
     masks: list[Tensor | None],
     no_mask: Tensor,
     starts: list[int],
@@ -52,9 +54,8 @@ def _layers(
     eps: float,
     scaling: float,
 ) -> None:
-    num_layers = len(new_keys)
+    num_layers = len(keys)
     num_reads = len(starts) - 1
-    num_runs = len(masks)
     num_tokens, size = hidden.shape[0], hidden.shape[1]
     num_kv_heads, num_heads = key.shape[0], query.shape[0]
     for layer in range(num_layers):
@@ -64,34 +65,35 @@ def _layers(
         torch.mul(unrotated, cos, out=rotated)
         rotated_first.addcmul_(unrotated_second, sin, value=-1)
         rotated_second.addcmul_(unrotated_first, sin)
-        if slots is None:
-            new_keys[layer].copy_(key)
-            new_values[layer].copy_(value)
+        if new_slots is None:
+            keys[layer].narrow(1, first_new, num_tokens).copy_(key)
+            values[layer].narrow(1, first_new, num_tokens).copy_(value)
         else:
-            new_keys[layer].index_copy_(1, slots, key)
-            new_values[layer].index_copy_(1, slots, value)
+            keys[layer].index_copy_(1, new_slots, key)
+            values[layer].index_copy_(1, new_slots, value)
         outputs: list[Tensor] = []
         for read in range(num_reads):
             start, stop = starts[read], starts[read + 1]
             rows = query[:, start:stop].reshape(num_kv_heads, -1, query.shape[2])
             scores: list[Tensor] = []
+            read_values: list[Tensor] = []
             for run in range(first_runs[read], first_runs[read + 1]):
+                run_keys = keys_by_dim[layer].narrow(2, run_starts[run], run_lengths[run])
+                read_values.append(values[layer].narrow(1, run_starts[run], run_lengths[run]))
                 mask = masks[run]
                 if mask is None:
-                    score = torch.baddbmm(no_mask, rows, keys[layer * num_runs + run], beta=0, alpha=scaling)
+                    scores.append(torch.baddbmm(no_mask, rows, run_keys, beta=0, alpha=scaling))
                 else:
-                    score = torch.baddbmm(mask, rows, keys[layer * num_runs + run], alpha=scaling)
-                scores.append(score)
-            run = first_runs[read]
+                    scores.append(torch.baddbmm(mask, rows, run_keys, alpha=scaling))
             if len(scores) == 1:
-                attended = torch.bmm(torch.softmax(scores[0], -1), values[layer * num_runs + run])
+                attended = torch.bmm(torch.softmax(scores[0], -1), read_values[0])
             else:
                 weights = torch.softmax(torch.cat(scores, -1), -1)
                 width = scores[0].shape[2]
-                attended = torch.bmm(weights[:, :, :width], values[layer * num_runs + run])
+                attended = torch.bmm(weights[:, :, :width], read_values[0])
                 for index in range(1, len(scores)):
                     part = weights[:, :, width : width + scores[index].shape[2]]
-                    attended.baddbmm_(part, values[layer * num_runs + run + index])
+                    attended.baddbmm_(part, read_values[index])
                     width += scores[index].shape[2]
             outputs.append(attended.view(num_heads, stop - start, -1))
         together = outputs[0] if num_reads == 1 else torch.cat(outputs, 1)

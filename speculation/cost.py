@@ -73,7 +73,6 @@ class _Cell:
     num_tokens: float
     num_sessions: float
     last_seen: int = 0
-    typical_s: float = 0.0
     recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=CELL_SAMPLES))
 
     def add(self, report: StepReport, index: int) -> None:
@@ -81,7 +80,10 @@ class _Cell:
         self.num_tokens += (report.num_tokens - self.num_tokens) / len(self.recent_s)
         self.num_sessions += (report.num_sessions - self.num_sessions) / len(self.recent_s)
         self.last_seen = index
-        self.typical_s = _lower_median(self.recent_s)
+
+    @property
+    def typical_s(self) -> float:
+        return _lower_median(self.recent_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,9 @@ class StepCostModel:
     of sessions not seen yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, refit_every: int = REFIT_EVERY) -> None:
+        """After ``refit_every`` more steps, if not before, the curves are fitted again."""
+        self._refit_every = refit_every
         self._cells: dict[tuple[int, int], _Cell] = {}
         self._num_observed = 0
         self._num_fitted = 0  # observations behind the curves
@@ -151,7 +155,7 @@ class StepCostModel:
             self._cells[key] = _Cell(report.num_tokens, max(1, report.num_sessions))
             self._curves.clear()
         self._cells[key].add(report, self._num_observed)
-        if self._num_observed - self._num_fitted >= min(REFIT_EVERY, 1 + self._num_observed // REFIT_FRACTION):
+        if self._num_observed - self._num_fitted >= min(self._refit_every, 1 + self._num_observed // REFIT_FRACTION):
             self._num_fitted = self._num_observed
             self._curves.clear()
 

@@ -7,9 +7,9 @@ has been sent of it, and at no delay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from speculation.draft_distribution import DraftDistribution
 from speculation.guesses import Guess, GuessStatistics
@@ -30,6 +30,8 @@ class DraftLine:
     guesses: list[Guess] = field(default_factory=list)
     chances: list[float] = field(default_factory=list)
     """P(guess is right, given that what comes before it is), as it was believed when it was made."""
+    runner_up_chances: list[tuple[float, ...]] = field(default_factory=list)
+    """The same of each guess's runners-up."""
     num_branched: list[int] = field(default_factory=list)
     """How many runners-up of each guess have a branch already; on the main line only."""
     num_sent: int = 0
@@ -51,9 +53,10 @@ class DraftLine:
         unsent = self.guesses[self.num_sent :]
         return tuple(guess.distribution for guess in unsent if guess.distribution is not None)
 
-    def append(self, guess: Guess, chance: float) -> None:
+    def append(self, guess: Guess, chance: float, runner_up_chances: tuple[float, ...] = ()) -> None:
         self.guesses.append(guess)
         self.chances.append(chance)
+        self.runner_up_chances.append(runner_up_chances)
         self.num_branched.append(0)
 
     def reach(self, depth: int) -> float:
@@ -65,7 +68,7 @@ class DraftLine:
 
     def drop_first(self, count: int) -> None:
         """They have been committed."""
-        del self.guesses[:count], self.chances[:count], self.num_branched[:count]
+        del self.guesses[:count], self.chances[:count], self.runner_up_chances[:count], self.num_branched[:count]
         self.num_sent = max(0, self.num_sent - count)
 
     def drop_all(self) -> None:
@@ -81,10 +84,10 @@ class DraftLine:
         return num_agreeing
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
+class Growth(NamedTuple):
     """One way to draft one more token of a session."""
 
+    # A tuple, because a dozen are made in every step.
     reach: float
     """P(everything up to the place of that token is right): what the token is worth, if it is right itself."""
     line: DraftLine | None
@@ -111,18 +114,17 @@ class DraftLines:
     def ids(self) -> set[LineId]:
         return {self.main.id, *(branch.id for branch in self.branches)}
 
-    def growths(self, lookahead: int, room: int) -> list[Growth]:
-        """All ways to grow, within ``lookahead`` drafted tokens and ``room`` until the sequence ends."""
+    def growths(self, lookahead: int, room: int) -> Iterator[Growth]:
+        """All ways to grow, the main line's first, within ``lookahead`` drafted tokens and ``room`` until the end."""
         reaches = self._reaches()
-        limit = min(lookahead, room)
-        growths = [Growth(reaches[-1], self.main, is_main=True)] if len(self.main) < limit else []
+        if len(self.main) < min(lookahead, room):
+            yield Growth(reaches[-1], self.main, is_main=True)
         longest = lookahead // 2  # a whole step, its own token included; the next one begins with the main line anew
         for branch in self.branches:
             if len(branch) < longest and branch.start + len(branch) < room:
-                growths.append(Growth(reaches[branch.start] * branch.reach(len(branch)), branch))
+                yield Growth(reaches[branch.start] * branch.reach(len(branch)), branch)
         if longest > 1 and len(self.branches) < self.max_branches:
-            growths += self._new_branches(reaches, room)
-        return growths
+            yield from self._new_branches(reaches, room)
 
     def _reaches(self) -> list[float]:
         """By depth: P(the first so many guesses of the main line are right)."""
@@ -131,19 +133,16 @@ class DraftLines:
             reaches.append(reaches[-1] * chance)
         return reaches
 
-    def _new_branches(self, reaches: Sequence[float], room: int) -> list[Growth]:
-        growths = []
-        for start, (guess, rank) in enumerate(zip(self.main.guesses, self.main.num_branched, strict=True)):
-            if rank < len(guess.runners_up) and start + 1 < room:
-                chance = self._statistics.runner_up_chance(guess, rank)
-                growths.append(Growth(reaches[start] * chance, None, start=start, rank=rank))
-        return growths
+    def _new_branches(self, reaches: Sequence[float], room: int) -> Iterator[Growth]:
+        main = self.main
+        for start, (chances, rank) in enumerate(zip(main.runner_up_chances, main.num_branched, strict=True)):
+            if rank < len(chances) and start + 1 < room:
+                yield Growth(reaches[start] * chances[rank], None, start=start, rank=rank)
 
     def begin(self, growth: Growth, num_committed: int) -> DraftLine:
         """Makes the branch that ``growth`` proposes. Its cache is the main line's, up to where it leaves."""
-        guess = self.main.guesses[growth.start]
-        runner_up = guess.runners_up[growth.rank]
-        chance = self._statistics.runner_up_chance(guess, growth.rank)
+        runner_up = self.main.guesses[growth.start].runners_up[growth.rank]
+        chance = self.main.runner_up_chances[growth.start][growth.rank]
         branch = DraftLine(LineId(self._next_id), num_committed + growth.start, growth.start)
         branch.append(Guess(runner_up.token_id, 0.0, ()), chance)
         self._next_id += 1
@@ -157,7 +156,7 @@ class DraftLines:
 
     def add(self, line: DraftLine, guess: Guess) -> None:
         """The draft model drew it at the end of ``line``."""
-        line.append(guess, self._statistics.chance(guess))
+        line.append(guess, self._statistics.chance(guess), self._statistics.runner_up_chances(guess))
 
     def commit(self, token_ids: Sequence[TokenId], num_committed: int) -> None:
         """Follows the target, which had ``num_committed`` tokens before: what agrees stays, the rest is dropped."""

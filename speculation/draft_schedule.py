@@ -9,7 +9,7 @@ the step.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -21,6 +21,10 @@ from speculation.messages import OpenDraft, StepReport, TokenId
 
 IDLE_BELOW = 0.03
 """A token that will be of use less often than this is not drafted at all: the processor may be wanted elsewhere."""
+
+
+REFIT_EVERY = 128
+"""Steps after which their costs are looked at anew: a fit takes a fifth of a step."""
 
 
 class HasDrafter(Protocol):
@@ -49,7 +53,7 @@ class DraftSchedule(Generic[SessionT]):
 
     def __init__(self, max_step_tokens: int) -> None:
         self._max_step_tokens = max_step_tokens
-        self._costs = StepCostModel()
+        self._costs = StepCostModel(REFIT_EVERY)
         self._statistics = GuessStatistics()
         self._ratio_statistics = GuessStatistics()  # their guesses are of another kind
 
@@ -60,8 +64,7 @@ class DraftSchedule(Generic[SessionT]):
 
     def next(self, sessions: Collection[SessionT]) -> list[DraftEntry[SessionT]]:
         """The lines of this step, those that need it least last; branches that begin are made."""
-        ways = [(growth, session) for session in sessions for growth in session.drafter.growths()]
-        ways = [way for way in ways if self._is_worthwhile(*way)]
+        ways = [(growth, session) for session in sessions for growth in self._worthwhile(session)]
         ways.sort(key=lambda way: -way[0].reach)
         entries: list[DraftEntry[SessionT]] = []
         budget = self._max_step_tokens
@@ -77,16 +80,18 @@ class DraftSchedule(Generic[SessionT]):
 
     def has_work(self, sessions: Collection[SessionT]) -> bool:
         """Will `next` find something to draft?"""
-        return any(self._is_worthwhile(growth, session) for session in sessions for growth in session.drafter.growths())
+        return any(True for session in sessions for _ in self._worthwhile(session))
 
-    def _is_worthwhile(self, growth: Growth, session: SessionT) -> bool:
+    def _worthwhile(self, session: SessionT) -> Iterator[Growth]:
         """Branches have to wait until it is known what a step costs.
 
         A session without branches gets its whole lookahead: if it takes turns, the target waits for all of it.
         """
+        growths = session.drafter.growths()
         if not session.drafter.may_branch:
-            return True
-        return growth.reach >= IDLE_BELOW and (growth.is_main or self._costs.curve(1, 1) is not None)
+            return growths
+        may_begin = self._costs.curve(1, 1) is not None
+        return (growth for growth in growths if growth.reach >= IDLE_BELOW and (growth.is_main or may_begin))
 
     def _best_count(self, growths: Sequence[Growth]) -> int:
         """How many of ``growths``, best first, to take for the most useful tokens per second."""

@@ -8,7 +8,7 @@ lowers its ``num_cached`` or drops it, and the engine follows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from speculation.draft_lines import DraftLine, DraftLines, Growth, LineId
 from speculation.fingerprint import Fingerprint, extend, fingerprint
@@ -85,10 +85,10 @@ class DrafterSession:
         if lookahead == 0:
             self._lines.pause(len(self._committed))
 
-    def growths(self) -> list[Growth]:
+    def growths(self) -> Iterator[Growth]:
         """All ways to draft one more token. Only the first may be the main line's."""
         if self._lookahead == 0:
-            return []
+            return iter(())
         return self._lines.growths(self._lookahead, self._max_length - len(self._committed))
 
     def grow(self, growth: Growth) -> DraftLine:

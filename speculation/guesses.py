@@ -105,9 +105,10 @@ class GuessStatistics:
         """P(the guess is the target's token, given that everything before it is)."""
         return self._chance(0, bisect_right(GAP_EDGES, guess.gap))
 
-    def runner_up_chance(self, guess: Guess, rank: int) -> float:
-        """P(the runner-up with this index is the target's token, given that everything before it is)."""
-        return self._chance(rank + 1, bisect_right(GAP_EDGES, guess.gap))
+    def runner_up_chances(self, guess: Guess) -> tuple[float, ...]:
+        """For each runner-up: P(it is the target's token, given that everything before it is)."""
+        index = bisect_right(GAP_EDGES, guess.gap)
+        return tuple([self._chance(rank, index) for rank in range(1, 1 + len(guess.runners_up))])
 
     def _chance(self, rank: int, index: int) -> float:
         expected = _start_chance(rank, index) if self._prior is None else self._prior._chance(rank, index)

@@ -219,7 +219,7 @@ class ScriptedDrafter(_ScriptedWorker[DraftCommand, DraftFrame, DrafterSession])
         self._percent_right = percent_right
 
     def has_work(self, connection: _ScriptedConnection[DraftCommand, DraftFrame, DrafterSession]) -> bool:
-        return any(session.growths() for session in connection.sessions.values())
+        return any(any(True for _ in session.growths()) for session in connection.sessions.values())
 
     def apply(
         self,
@@ -242,8 +242,8 @@ class ScriptedDrafter(_ScriptedWorker[DraftCommand, DraftFrame, DrafterSession])
     def step(self, connection: _ScriptedConnection[DraftCommand, DraftFrame, DrafterSession]) -> DraftFrame | None:
         frame: list[tuple[SessionId, Proposal]] = []
         for session_id, session in connection.sessions.items():
-            while growths := session.growths():
-                draft_with_toy(session, session.grow(growths[0]), self._percent_right)
+            while (growth := next(session.growths(), None)) is not None:
+                draft_with_toy(session, session.grow(growth), self._percent_right)
             frame.extend((session_id, proposal) for proposal in session.take_proposals(1))
         return tuple(frame) or None
 

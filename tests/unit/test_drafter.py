@@ -99,7 +99,7 @@ def test_stops_at_the_lookahead_the_end_of_the_sequence_and_of_the_context() -> 
             assert wants_draft(drafter)
             draft(drafter, token)
         assert not wants_draft(drafter)
-    assert not session([1], 0).growths()
+    assert not list(session([1], 0).growths())
 
 
 @pytest.mark.parametrize("commit", [Commit(2, (5,)), Commit(0, (7,)), Commit(1, (50,))])

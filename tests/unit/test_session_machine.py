@@ -201,7 +201,7 @@ class SessionMachine(RuleBasedStateMachine):
         if self.drafter is None:
             return
         for choice in choices:
-            growths = self.drafter.growths()
+            growths = list(self.drafter.growths())
             if not growths:
                 break
             line = self.drafter.grow(growths[min(choice, len(growths) - 1)])
