@@ -86,7 +86,8 @@ class InService:
     target_beside: Costs
     """While drafts are made."""
     proposed_per_token: float
-    """Drafted tokens that came, per token generated, over the cells of one request at a time that stream."""
+    """Drafted tokens that came, per token generated, one request at a time under the default policy, nothing far away;
+    0: not measured."""
     cells: tuple[Measured, ...]
 
 
@@ -147,13 +148,13 @@ class Service:
         draft.frames.clear()
 
     def _result(self, num_rounds: int) -> InService:
-        streaming = [cell for cell in self._cells if cell.streams and cell.concurrency == 1]
-        num_proposed = sum(self._num_proposed[cell] for cell in streaming)
-        num_tokens = sum(cell.num_tokens for cell in streaming) * num_rounds
+        usual = [cell for cell in self._cells if cell.is_usual]
+        num_proposed = sum(self._num_proposed[cell] for cell in usual)
+        num_tokens = sum(cell.num_tokens for cell in usual) * num_rounds
         return InService(
             self._costs(streams=False),
             self._costs(streams=True),
-            num_proposed / num_tokens,
+            num_proposed / num_tokens if usual else 0.0,
             tuple(
                 replace(cell, num_runs=num_rounds * cell.concurrency, tokens_per_s=statistics.median(rates))
                 for cell, rates in self._rates.items()

@@ -51,6 +51,12 @@ class Measured:
         return self.policy is not None and self.system != TURNS
 
     @property
+    def is_usual(self) -> bool:
+        """One request at a time under the default policy, with a drafter next door."""
+        setting = (self.system, self.policy, self.k, self.concurrency, self.latency_ms)
+        return setting == (OUTRIDER, DEFAULT_POLICY, DEFAULT_K, 1, 0.0)
+
+    @property
     def name(self) -> str:
         detail = "" if self.policy is None else f", {self.policy} K {self.k}"
         return f"{self.system}{detail}"
