@@ -100,7 +100,9 @@ class Coordinator:
         draft_events = LinkEvents(
             self._check_draft, self._on_draft_up, self._on_draft_frame, self._on_draft_lost, self._links_changed.set
         )
-        self._targets: list[TargetLink] = [WorkerLink(client, target_events) for client in targets]
+        self._targets: list[TargetLink] = [
+            WorkerLink(client, target_events, self._costs[client.name]) for client in targets
+        ]
         self._drafts: list[DraftLink] = [WorkerLink(client, draft_events) for client in drafts]
         self._placement = Placement(settings, self._targets, self._drafts, self._make_relay)
         self._tasks: list[asyncio.Task[None]] = []
@@ -374,11 +376,12 @@ class Coordinator:
             self._traffic.num_target_steps += 1
             self._costs[link.name].observe(frame.step)
         load, now_s = Load(len(link.sessions)), time.monotonic()
+        leaves_in_s = link.gather(frame, now_s)
         for session_id, event in frame.items:
             session = link.sessions.get(session_id)
             if session is not None:
                 try:
-                    session.on_target_event(event, load, now_s, frame.step)
+                    session.on_target_event(event, load, now_s, frame.step, leaves_in_s)
                 except Exception as error:  # a defect in one session must not take the others along
                     _fail(session, error)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias
@@ -23,13 +24,17 @@ from rpc import codec
 from rpc.channel import open_channel
 from rpc.codec import DraftFrame
 from rpc.errors import Overloaded, Unavailable, from_rpc_error
-from speculation.messages import DraftCommand, ModelInfo, SessionId, TargetCommand, TargetFrame
+from speculation.gathering import Hearing
+from speculation.messages import DraftCommand, Heard, ModelInfo, SessionId, TargetCommand, TargetFrame
 
 MAX_PENDING_ITEMS = 1 << 16
 """Commands a worker may leave unread before it counts as lost."""
 
 TokenizerCache: TypeAlias = MutableMapping[bytes, bytes]
 """tokenizer.json by its SHA-256; shared by the clients of one coordinator."""
+
+_Frame: TypeAlias = tuple[Sequence[tuple[SessionId, CommandT]], Heard]
+"""Commands, and what had been heard of the worker when they left."""
 
 
 class _WorkerStub(Protocol):
@@ -43,20 +48,20 @@ class _Wire(Generic[CommandT, FrameT]):
 
     make_stub: Callable[[grpc.aio.Channel], _WorkerStub]
     stream_method: str
-    encode: Callable[[Sequence[tuple[SessionId, CommandT]]], bytes]
+    encode: Callable[[Sequence[tuple[SessionId, CommandT]], Heard], bytes]
     decode: Callable[[bytes], FrameT]
 
 
 _TARGET_WIRE: _Wire[TargetCommand, TargetFrame] = _Wire(
     make_stub=target_pb2_grpc.TargetWorkerStub,
     stream_method="/outrider.v1.TargetWorker/Verify",
-    encode=lambda items: codec.target_commands_to_proto(items).SerializeToString(),
+    encode=lambda items, heard: codec.target_commands_to_proto(items, heard).SerializeToString(),
     decode=lambda data: codec.target_frame_from_proto(target_pb2.TargetEvents.FromString(data)),
 )
 _DRAFT_WIRE: _Wire[DraftCommand, DraftFrame] = _Wire(
     make_stub=draft_pb2_grpc.DraftWorkerStub,
     stream_method="/outrider.v1.DraftWorker/Draft",
-    encode=lambda items: codec.draft_commands_to_proto(items).SerializeToString(),
+    encode=lambda items, heard: codec.draft_commands_to_proto(items).SerializeToString(),
     decode=lambda data: codec.draft_frame_from_proto(draft_pb2.DraftEvents.FromString(data)),
 )
 
@@ -97,8 +102,8 @@ class GrpcClient(Generic[CommandT, FrameT]):
             wire.stream_method, request_serializer=self._encode, response_deserializer=self._decode
         )
 
-    def _encode(self, items: Sequence[tuple[SessionId, CommandT]]) -> bytes:
-        data = self._wire.encode(items)
+    def _encode(self, frame: _Frame[CommandT]) -> bytes:
+        data = self._wire.encode(*frame)
         self._frames.num_sent_bytes += len(data)
         return data
 
@@ -150,7 +155,7 @@ class GrpcConnection(Generic[CommandT, FrameT]):
 
     def __init__(
         self,
-        call: grpc.aio.StreamStreamCall[Sequence[tuple[SessionId, CommandT]], FrameT],
+        call: grpc.aio.StreamStreamCall[_Frame[CommandT], FrameT],
         on_frame: Callable[[FrameT], None],
         on_lost: OnLost,
         frames: FrameCount,
@@ -159,6 +164,7 @@ class GrpcConnection(Generic[CommandT, FrameT]):
         self._frames = frames
         self._on_frame = on_frame
         self._on_lost = on_lost
+        self._hearing = Hearing()
         self._pending: list[tuple[SessionId, CommandT]] = []
         self._wake = asyncio.Event()
         self._closed = False
@@ -176,6 +182,7 @@ class GrpcConnection(Generic[CommandT, FrameT]):
         try:
             async for frame in self._call:
                 self._frames.num_received += 1
+                self._hearing.on_frame(time.monotonic())
                 self._on_frame(frame)
             self._lose(None)
         except grpc.aio.AioRpcError as error:
@@ -189,7 +196,7 @@ class GrpcConnection(Generic[CommandT, FrameT]):
                 self._wake.clear()
                 items, self._pending = self._pending, []
                 self._frames.num_sent += 1
-                await self._call.write(items)
+                await self._call.write((items, self._hearing.heard(time.monotonic())))
 
     def _lose(self, error: Exception | None) -> None:
         if not self._closed:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Generic
 
 from coordinator.clients import CommandT, FrameT, OnLost
 from rpc.worker_core import Connection, WorkerCore
+from speculation.gathering import Hearing
 from speculation.messages import ModelInfo, SessionId
 
 
@@ -26,7 +28,13 @@ class InProcessClient(Generic[CommandT, FrameT]):
         return self._core.model_info, self._core.tokenizer_json
 
     async def connect(self, on_frame: Callable[[FrameT], None], on_lost: OnLost) -> InProcessConnection[CommandT]:
-        return InProcessConnection(self._core.connect(on_frame))
+        hearing = Hearing()
+
+        def hear(frame: FrameT) -> None:
+            hearing.on_frame(time.monotonic())
+            on_frame(frame)
+
+        return InProcessConnection(self._core.connect(hear), hearing)
 
     async def close(self) -> None:
         pass
@@ -35,7 +43,8 @@ class InProcessClient(Generic[CommandT, FrameT]):
 class InProcessConnection(Generic[CommandT]):
     """A `WorkerConnection` over a `Connection`."""
 
-    def __init__(self, connection: Connection[CommandT]) -> None:
+    def __init__(self, connection: Connection[CommandT], hearing: Hearing) -> None:
+        self._hearing = hearing
         self._connection = connection
         self._pending: list[tuple[SessionId, CommandT]] = []
         self._loop = asyncio.get_running_loop()
@@ -49,7 +58,7 @@ class InProcessConnection(Generic[CommandT]):
     def _flush(self) -> None:
         items, self._pending = self._pending, []
         if not self._closed:
-            self._connection.submit(items)
+            self._connection.submit(items, self._hearing.heard(time.monotonic()))
 
     async def close(self) -> None:
         self._closed = True

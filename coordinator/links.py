@@ -13,10 +13,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from coordinator.clients import CommandT, FrameT, WorkerClient, WorkerConnection
+from coordinator.clients import CommandT, FrameT, WorkerClient
+from coordinator.outgoing import Outgoing
 from coordinator.vocabulary import ServedModel, load_served_model
 from rpc.errors import OutriderError
-from speculation.messages import SessionId
+from speculation.cost import StepCostModel
+from speculation.gathering import RoundTrip
+from speculation.messages import SessionId, TargetFrame
+from speculation.outbox import Outbox
 
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
@@ -43,7 +47,13 @@ class LinkEvents(Generic[CommandT, FrameT, SessionT]):
 class WorkerLink(Generic[CommandT, FrameT, SessionT]):
     """A worker, its connection while there is one, and its sessions."""
 
-    def __init__(self, client: WorkerClient[CommandT, FrameT], events: LinkEvents[CommandT, FrameT, SessionT]) -> None:
+    def __init__(
+        self,
+        client: WorkerClient[CommandT, FrameT],
+        events: LinkEvents[CommandT, FrameT, SessionT],
+        costs: StepCostModel | None = None,
+    ) -> None:
+        """``costs``: of a target's steps."""
         self.name = client.name
         self.sessions: dict[SessionId, SessionT] = {}
         self.model: ServedModel | None = None
@@ -52,19 +62,26 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
         """Why the last attempt to connect failed; None while up."""
         self.was_tried = False
         """The first attempt is over, for better or worse."""
+        self.trip = RoundTrip()
+        """To the worker and back, if it answers news."""
+        self._costs = costs
         self._described: ServedModel | None = None  # whether or not it may serve here
         self._client = client
         self._events = events
-        self._connection: WorkerConnection[CommandT] | None = None
+        self._outgoing: Outgoing[CommandT] | None = None  # while connected
 
     @property
     def is_up(self) -> bool:
-        return self._connection is not None
+        return self._outgoing is not None
 
     def send(self, session_id: SessionId, command: CommandT) -> None:
         """Queues a command; does nothing while the worker is lost."""
-        if self._connection is not None:
-            self._connection.send(session_id, command)
+        if self._outgoing is not None:
+            self._outgoing.send(session_id, command)
+
+    def gather(self, frame: TargetFrame, now_s: float) -> float:
+        """A target's frame says how long commands may gather; returns the seconds until the next frame to it leaves."""
+        return self._outgoing.on_frame(frame, now_s) if self._outgoing is not None else 0.0
 
     async def run(self) -> None:
         """Keeps the worker connected until cancelled."""
@@ -79,9 +96,9 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
 
     async def close(self) -> None:
         """Closes the connection and the client; only after `run` has ended."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        outgoing, self._outgoing = self._outgoing, None
+        if outgoing is not None:
+            await outgoing.close()
         await self._client.close()
 
     async def _try_connect(self) -> asyncio.Event | None:
@@ -96,13 +113,13 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
         await self._events.check(self, model)
         self.model = model
         lost = asyncio.Event()
-        self._connection = await self._client.connect(
+        connection = await self._client.connect(
             lambda frame: self._events.on_frame(self, frame), lambda error: self._on_lost(error, lost)
         )
         if lost.is_set():  # between the stream's opening and now
-            await self._connection.close()
-            self._connection = None
+            await connection.close()
             return lost
+        self._outgoing = Outgoing(connection, Outbox(self._costs))
         self.problem, self.was_tried = None, True
         _log.info("connected to worker", extra={"worker": self.name, "model": model.info.name})
         self._events.on_up(self)
@@ -117,9 +134,9 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
 
     def _on_lost(self, error: Exception | None, lost: asyncio.Event) -> None:
         lost.set()
-        if self._connection is None:
+        if self._outgoing is None:
             return
-        self._connection = None
+        self._outgoing = None
         problem = str(error or "the stream ended")
         _log.warning("lost worker", extra={"worker": self.name, "problem": problem, "num_sessions": len(self.sessions)})
         sessions, self.sessions = list(self.sessions.values()), {}

@@ -140,7 +140,7 @@ class Session:
     def attach_draft(self, link: DraftLink) -> None:
         self.draft, self.draft_name = link, link.name
         link.sessions[self.id] = self
-        self._perform(self.relay.on_draft_up(time.monotonic()))
+        self._perform(self.relay.on_draft_up(time.monotonic(), link.trip))
 
     def on_draft_lost(self) -> None:
         self.draft = None
@@ -149,12 +149,19 @@ class Session:
 
     # -- events from the workers ------------------------------------------------------------------------------------
 
-    def on_target_event(self, event: TargetEvent, load: Load, now_s: float, report: StepReport | None = None) -> None:
-        """``report`` is that of the step behind the event."""
+    def on_target_event(
+        self,
+        event: TargetEvent,
+        load: Load,
+        now_s: float,
+        report: StepReport | None = None,
+        leaves_in_s: float = 0.0,
+    ) -> None:
+        """``report`` is that of the step behind the event; in ``leaves_in_s`` the next frame to the target leaves."""
         self.num_beside = load.num_sessions
         if isinstance(event, Verdict):
             self.meter.on_verdict(event, now_s)
-        actions = self.relay.on_target_event(event, load, now_s)
+        actions = self.relay.on_target_event(event, load, now_s, leaves_in_s)
         if self.traces is not None and isinstance(event, Verdict) and actions:  # none: it came too late
             self.traces.on_verdict(event, report, now_s)
         self._perform(actions)

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from protos import common_pb2, draft_pb2, target_pb2
 from speculation.draft_distribution import DraftDistribution
 from speculation.messages import (
+    NOTHING_HEARD,
     ChatTemplate,
     CloseSession,
     Commit,
@@ -21,6 +22,7 @@ from speculation.messages import (
     DraftEvent,
     FinishReason,
     Grammar,
+    Heard,
     LogprobOptions,
     Method,
     ModelInfo,
@@ -203,9 +205,13 @@ _CLOSE_PROTO = common_pb2.CloseSession()
 # -- coordinator to target ----------------------------------------------------------------------------------------
 
 
-def target_commands_to_proto(items: TargetCommandItems) -> target_pb2.TargetCommands:
+def target_commands_to_proto(items: TargetCommandItems, heard: Heard = NOTHING_HEARD) -> target_pb2.TargetCommands:
     """A frame of commands. Raises ValueError on values that do not fit the wire's integers."""
-    return target_pb2.TargetCommands(items=[_target_command_to_proto(id_, command) for id_, command in items])
+    return target_pb2.TargetCommands(
+        items=[_target_command_to_proto(id_, command) for id_, command in items],
+        num_heard=heard.num_frames,
+        held_s=heard.held_s,
+    )
 
 
 def _target_command_to_proto(session_id: SessionId, command: TargetCommand) -> target_pb2.TargetCommand:
@@ -246,6 +252,10 @@ def target_commands_from_proto(message: target_pb2.TargetCommands) -> list[tuple
         for item in message.items
         if (command := _target_command_from_proto(item)) is not None
     ]
+
+
+def heard_from_proto(message: target_pb2.TargetCommands) -> Heard:
+    return Heard(message.num_heard, message.held_s)
 
 
 def _target_command_from_proto(item: target_pb2.TargetCommand) -> TargetCommand | None:
@@ -294,7 +304,8 @@ _FINISH_FROM_PROTO: Mapping[int, FinishReason | None] = {value: key for key, val
 def target_frame_to_proto(frame: TargetFrame) -> target_pb2.TargetEvents:
     """A frame of verdicts and errors. Raises ValueError on values that do not fit the wire's integers."""
     items = [_target_event_to_proto(session_id, event) for session_id, event in frame.items]
-    return target_pb2.TargetEvents(items=items, step=None if frame.step is None else _step_to_proto(frame.step))
+    step = None if frame.step is None else _step_to_proto(frame.step)
+    return target_pb2.TargetEvents(items=items, step=step, gather_s=frame.gather_s, num_heard=frame.num_heard)
 
 
 def _target_event_to_proto(session_id: SessionId, event: TargetEvent) -> target_pb2.TargetEvent:
@@ -315,7 +326,6 @@ def _verdict_to_proto(verdict: Verdict) -> target_pb2.Verdict:
         num_late_right=verdict.num_late_right,
         missed=verdict.missed,
         caught=verdict.caught,
-        gather_s=verdict.gather_s,
         finish_reason=_FINISH_TO_PROTO[verdict.finish_reason],
     )
     if verdict.logprobs:  # hardly ever there, and empty lists cost as much as the rest
@@ -337,7 +347,8 @@ def target_frame_from_proto(message: target_pb2.TargetEvents) -> TargetFrame:
         for item in message.items
         if (event := _target_event_from_proto(item)) is not None
     )
-    return TargetFrame(items, _step_from_proto(message.step) if message.HasField("step") else None)
+    step = _step_from_proto(message.step) if message.HasField("step") else None
+    return TargetFrame(items, step, message.gather_s, message.num_heard)
 
 
 def _target_event_from_proto(item: target_pb2.TargetEvent) -> TargetEvent | None:
@@ -365,7 +376,6 @@ def _verdict_from_proto(message: target_pb2.Verdict) -> Verdict:
         message.caught,
         tuple(map(_logprobs_from_proto, message.logprobs)),
         tuple(map(_logprobs_from_proto, message.prompt_logprobs)),
-        message.gather_s,
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NewType, Protocol, TypeVar
 
-from speculation.messages import ModelInfo, SessionId
+from speculation.messages import NOTHING_HEARD, Heard, ModelInfo, SessionId
 
 CommandT = TypeVar("CommandT")
 FrameT = TypeVar("FrameT")
@@ -30,6 +30,8 @@ class Submitted(Generic[CommandT]):
     items: Sequence[tuple[SessionId, CommandT]]
     arrived_s: float
     """``time.monotonic()`` when it arrived; the engine may look at it a whole step later."""
+    heard: Heard = NOTHING_HEARD
+    """What its sender had had of this worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,9 @@ class HostConnection(Generic[CommandT, FrameT]):
         self._id = connection
         self._host = host
 
-    def submit(self, items: Sequence[tuple[SessionId, CommandT]]) -> None:
+    def submit(self, items: Sequence[tuple[SessionId, CommandT]], heard: Heard = NOTHING_HEARD) -> None:
         """Hands commands to the engine; does not block."""
-        self._host.submit(Submitted(self._id, items, time.monotonic()))
+        self._host.submit(Submitted(self._id, items, time.monotonic(), heard))
 
     def close(self) -> None:
         """Drops the connection's sessions; nothing is delivered afterwards. May be called twice."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from speculation.messages import ModelInfo, SessionId
+from speculation.messages import NOTHING_HEARD, Heard, ModelInfo, SessionId
 
 CommandT = TypeVar("CommandT")
 CommandT_contra = TypeVar("CommandT_contra", contravariant=True)
@@ -20,8 +20,11 @@ FrameT_co = TypeVar("FrameT_co", covariant=True)
 class Connection(Protocol[CommandT_contra]):
     """One coordinator's sessions at a worker. Session ids belong to the connection."""
 
-    def submit(self, items: Sequence[tuple[SessionId, CommandT_contra]]) -> None:
-        """Applies commands in order; never blocks. Called on the event loop."""
+    def submit(self, items: Sequence[tuple[SessionId, CommandT_contra]], heard: Heard = NOTHING_HEARD) -> None:
+        """Applies commands in order; never blocks. Called on the event loop.
+
+        ``heard`` is what the coordinator had had of this worker when it sent them.
+        """
         ...
 
     def close(self) -> None:

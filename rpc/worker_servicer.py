@@ -18,7 +18,7 @@ from rpc import codec
 from rpc.codec import DraftFrame
 from rpc.errors import Overloaded, abort_with
 from rpc.worker_core import CommandT, Connection, FrameT, WorkerCore
-from speculation.messages import DraftCommand, SessionId, TargetCommand, TargetFrame
+from speculation.messages import NOTHING_HEARD, DraftCommand, Heard, SessionId, TargetCommand, TargetFrame
 
 DRAFT_SERVICE = "outrider.v1.DraftWorker"
 TARGET_SERVICE = "outrider.v1.TargetWorker"
@@ -51,7 +51,7 @@ class TargetWorkerServicer(target_pb2_grpc.TargetWorkerServicer):
         request_iterator: AsyncIterable[target_pb2.TargetCommands],
         context: grpc.aio.ServicerContext[target_pb2.TargetCommands, target_pb2.TargetEvents],
     ) -> AsyncIterator[target_pb2.TargetEvents]:
-        requests = _decoded(request_iterator, codec.target_commands_from_proto)
+        requests = _decoded(request_iterator, codec.target_commands_from_proto, codec.heard_from_proto)
         async for frame in exchange(self._core, requests, context):
             yield codec.target_frame_to_proto(frame)
 
@@ -76,7 +76,7 @@ class DraftWorkerServicer(draft_pb2_grpc.DraftWorkerServicer):
         request_iterator: AsyncIterable[draft_pb2.DraftCommands],
         context: grpc.aio.ServicerContext[draft_pb2.DraftCommands, draft_pb2.DraftEvents],
     ) -> AsyncIterator[draft_pb2.DraftEvents]:
-        requests = _decoded(request_iterator, codec.draft_commands_from_proto)
+        requests = _decoded(request_iterator, codec.draft_commands_from_proto, lambda message: NOTHING_HEARD)
         async for frame in exchange(self._core, requests, context):
             yield codec.draft_frame_to_proto(frame)
 
@@ -89,7 +89,7 @@ def tokenizer_chunks(tokenizer_json: bytes) -> Iterator[common_pb2.TokenizerChun
 
 async def exchange(
     core: WorkerCore[CommandT, FrameT],
-    requests: AsyncIterable[Sequence[tuple[SessionId, CommandT]]],
+    requests: AsyncIterable[tuple[Sequence[tuple[SessionId, CommandT]], Heard]],
     context: grpc.aio.ServicerContext[RequestT, ResponseT],
 ) -> AsyncIterator[FrameT]:
     """Runs one coordinator's connection; yields the frames to send.
@@ -116,18 +116,20 @@ async def exchange(
 
 
 async def _decoded(
-    messages: AsyncIterable[RequestT], decode: Callable[[RequestT], Sequence[tuple[SessionId, CommandT]]]
-) -> AsyncIterator[Sequence[tuple[SessionId, CommandT]]]:
+    messages: AsyncIterable[RequestT],
+    decode: Callable[[RequestT], Sequence[tuple[SessionId, CommandT]]],
+    decode_heard: Callable[[RequestT], Heard],
+) -> AsyncIterator[tuple[Sequence[tuple[SessionId, CommandT]], Heard]]:
     # Not a generator expression: that would start grpc's iterator at once, which warns if it is then never awaited.
     async for message in messages:
-        yield decode(message)
+        yield decode(message), decode_heard(message)
 
 
 async def _submit_all(
-    requests: AsyncIterable[Sequence[tuple[SessionId, CommandT]]], connection: Connection[CommandT]
+    requests: AsyncIterable[tuple[Sequence[tuple[SessionId, CommandT]], Heard]], connection: Connection[CommandT]
 ) -> None:
-    async for items in requests:
-        connection.submit(items)
+    async for items, heard in requests:
+        connection.submit(items, heard)
 
 
 class Outbox(Generic[FrameT]):

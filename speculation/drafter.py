@@ -147,7 +147,7 @@ class DrafterSession:
                 f"the {len(self._committed)} committed tokens"
             )
         self._advance(command.token_ids[len(known) :])
-        self._departure.on_commit(command.gather_s, now_s)
+        self._departure.on_news(command.gather_s, now_s)
 
     def _advance(self, token_ids: Sequence[TokenId]) -> None:
         self._lines.commit(token_ids, len(self._committed))

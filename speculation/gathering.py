@@ -1,9 +1,11 @@
-"""When drafts leave: gathered into one frame that reaches the target just before its next step.
+"""When news leave: gathered into one frame that reaches whoever needs them just in time.
 
-A frame that arrives during a verify step is looked at when the step is over. So a draft that leaves at once comes no
-sooner than one that leaves just in time, and every frame costs three processes some 0.2 ms. The target knows how long
-its next step will take; it learns how long news take to the drafter and back, and says with each verdict how long
-drafts may gather. A share of the step is kept as a margin, for to come late is to come a whole step late.
+A frame that arrives during a verify step is looked at when the step is over. So a command that leaves at once comes no
+sooner than one that leaves just in time, and every frame costs the processes on its way some 0.2 ms each. The target
+knows how long its next step will take, learns how long frames take to the coordinator and back, and says how long
+commands may gather there (`speculation.outbox`). The coordinator learns the same of the drafter, and says with each
+commit how long drafts may gather for its next frame. A share of the time is kept as a margin, for to come late is to
+come a whole step late.
 
 Where the target may be waiting for drafts nothing gathers: they leave as soon as they are drafted.
 """
@@ -11,12 +13,11 @@ Where the target may be waiting for drafts nothing gathers: they leave as soon a
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
-from speculation.messages import Proposal
+from speculation.messages import NOTHING_HEARD, Heard
 
 MARGIN = 0.1
-"""Share of the next step that drafts are meant to come early."""
+"""Share of the time to gather by which news are meant to come early, at the target and at the coordinator."""
 
 TRIP_SAMPLES = 9
 """Recent trips that the estimate comes from."""
@@ -24,49 +25,43 @@ TRIP_SAMPLES = 9
 LATE_TRIPS = 0.75
 """Share of them that were not longer than the estimate."""
 
-VERDICTS_KEPT = 32
-"""Verdicts that a proposal may tell of."""
+NEWS_KEPT = 32
+"""News that an answer may tell of."""
 
 MAX_GATHER_S = 1.0
-"""A drafter holds back no longer, whatever it is told."""
+"""Nothing is held back longer, whatever anybody is told."""
 
 ALONG = 0.25
 """Share of the target's step by which drafts may leave early in the company of others."""
+
+MAX_PERIOD = 2.0
+"""Times what is gathered for, that the target's steps are taken to last at most: there may have been a long pause
+between the last two news."""
 
 MAX_TRIP_S = 60.0
 """A longer trip is not believed: a drafter may say anything."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """The step that begins when this one is over."""
-
-    step_s: float | None
-    """Expected seconds; None: unknown."""
-    may_wait: bool
-    """It may wait for drafts where there are none."""
-
-
 class RoundTrip:
-    """At the target: seconds that news take from a verdict to the drafter and, as a proposal, back."""
+    """Seconds that news take to somebody and, as an answer, back; where the news come from."""
 
     def __init__(self, prior: RoundTrip | None = None) -> None:
         """Starts from ``prior``'s estimate and passes its own samples on to it."""
         self._prior = prior
         self._estimate_s: float | None = None if prior is None else prior._estimate_s
         self._samples_s: deque[float] = deque(maxlen=TRIP_SAMPLES)
-        self._verdicts_s: dict[int, float] = {}  # by the number of tokens committed then
+        self._told_s: dict[int, float] = {}  # by mark
 
-    def on_verdict(self, num_committed: int, now_s: float) -> None:
-        """With this verdict the session has so many tokens."""
-        self._verdicts_s[num_committed] = now_s
-        if len(self._verdicts_s) > VERDICTS_KEPT:
-            del self._verdicts_s[next(iter(self._verdicts_s))]
+    def on_told(self, mark: int, now_s: float) -> None:
+        """News left by which the other side knows of ``mark``, a number that rises."""
+        self._told_s[mark] = now_s
+        if len(self._told_s) > NEWS_KEPT:
+            del self._told_s[next(iter(self._told_s))]
 
-    def on_proposal(self, proposal: Proposal, now_s: float) -> None:
-        """It arrived. What it says of a verdict that was never sent is ignored."""
-        verdict_s = self._verdicts_s.get(proposal.num_committed)
-        if verdict_s is not None and 0.0 <= (trip_s := now_s - verdict_s - proposal.held_s) <= MAX_TRIP_S:
+    def on_answer(self, mark: int, held_s: float, now_s: float) -> None:
+        """Something came that left ``held_s`` after the news of ``mark``. What it says of other news is ignored."""
+        told_s = self._told_s.get(mark)
+        if told_s is not None and 0.0 <= (trip_s := now_s - told_s - held_s) <= MAX_TRIP_S:
             self._learn(trip_s)
 
     def _learn(self, trip_s: float) -> None:
@@ -75,36 +70,86 @@ class RoundTrip:
         if self._prior is not None:
             self._prior._learn(trip_s)
 
-    def gather_s(self, step_s: float | None) -> float:
-        """How long drafts may gather, counted at the drafter, if the next step takes ``step_s``.
+    def gather_s(self, time_s: float | None) -> float:
+        """How long to gather there, from the news on, what has to be here in ``time_s``.
 
-        0 while anything is unknown, and over a link so long that they are late for that step in any case: simulated at
-        5 ms one way, to hold them back for a later one cost 2 %.
+        0 while anything is unknown, and over a link so long that it is late in any case: simulated at 5 ms one way, to
+        hold drafts back for a later step cost 2 %.
         """
-        if self._estimate_s is None or step_s is None:
+        if self._estimate_s is None or time_s is None:
             return 0.0
-        return max(0.0, (1.0 - MARGIN) * step_s - self._estimate_s)
+        return max(0.0, time_s - self._estimate_s)
+
+
+class FrameTrip:
+    """At the target: how long frames take to one coordinator and back."""
+
+    def __init__(self) -> None:
+        self.num_heard = 0
+        """Commands that have come from there."""
+        self._trip = RoundTrip()
+        self._num_sent = 0
+
+    def on_sent(self, now_s: float) -> None:
+        """A frame leaves."""
+        self._num_sent += 1
+        self._trip.on_told(self._num_sent, now_s)
+
+    def on_heard(self, num_commands: int, heard: Heard, now_s: float) -> None:
+        """A frame with so many came, at ``now_s``."""
+        self.num_heard += num_commands
+        self._trip.on_answer(heard.num_frames, heard.held_s, now_s)
+
+    def gather_s(self, step_s: float | None) -> float:
+        """How long commands may gather if the step that begins now takes ``step_s``; see `RoundTrip.gather_s`."""
+        return self._trip.gather_s(None if step_s is None else (1.0 - MARGIN) * step_s)
+
+
+class Hearing:
+    """At the coordinator: what it has had of one target."""
+
+    def __init__(self) -> None:
+        self._num_frames = 0
+        self._last_s = 0.0
+
+    def on_frame(self, now_s: float) -> None:
+        """A frame came."""
+        self._num_frames += 1
+        self._last_s = now_s
+
+    def heard(self, now_s: float) -> Heard:
+        """What a frame that leaves now tells of it."""
+        return Heard(self._num_frames, now_s - self._last_s) if self._num_frames else NOTHING_HEARD
 
 
 class Departure:
-    """At the drafter: when what is drafted for a session leaves."""
+    """When leaves what gathers: a session's drafts at the drafter, the commands to a target at the coordinator."""
 
     def __init__(self) -> None:
-        self._commit_s: float | None = None  # when the last one came
+        self._news_s: float | None = None  # when the last ones came
         self._period_s = 0.0  # from the one before; at first as good a guess as there is
         self._due_s: float | None = None
 
-    def on_commit(self, gather_s: float, now_s: float) -> None:
-        """News of the target, with how long drafts may gather from now on."""
+    def on_news(self, gather_s: float, now_s: float) -> None:
+        """News of the target, with how long to gather from now on."""
         gather_s = min(gather_s, MAX_GATHER_S) if gather_s > 0.0 else 0.0
-        self._period_s = gather_s if self._commit_s is None else now_s - self._commit_s
-        self._commit_s = now_s
+        self._period_s = gather_s if self._news_s is None else min(now_s - self._news_s, MAX_PERIOD * gather_s)
+        self._news_s = now_s
         self._due_s = now_s + gather_s if gather_s else None
 
     @property
     def gathers(self) -> bool:
         """Drafts leave together at a certain time; otherwise each when it may be of use."""
         return self._due_s is not None
+
+    def gather_for(self, time_s: float, now_s: float) -> None:
+        """Without news: what follows leaves so much later, together. 0: each at once."""
+        self._period_s = min(time_s, MAX_GATHER_S)
+        self._due_s = now_s + self._period_s if self._period_s > 0.0 else None
+
+    def due_s(self, now_s: float) -> float:
+        """When what there is leaves; ``now_s``: at once."""
+        return now_s if self._due_s is None else self._due_s
 
     def may_wait_until(self, next_s: float) -> bool:
         """Is the next occasion, ``next_s``, early enough?"""
@@ -121,4 +166,4 @@ class Departure:
 
     def held_s(self, now_s: float) -> float:
         """Seconds since the last news of the target; 0 before the first."""
-        return 0.0 if self._commit_s is None else now_s - self._commit_s
+        return 0.0 if self._news_s is None else now_s - self._news_s

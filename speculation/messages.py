@@ -144,9 +144,6 @@ class Verdict:
     """As many as ``token_ids`` if the session asked for them."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """In a session's first verdict, if it asked: of the prompt's tokens from the second on."""
-    gather_s: float = 0.0
-    """Seconds for which drafts may gather at the drafter and be here when the step that begins now is over; 0: they are
-    to leave at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +216,7 @@ class Commit:
     start: int
     token_ids: tuple[TokenId, ...]
     gather_s: float = 0.0
-    """As in the verdict behind it."""
+    """Seconds for which drafts may gather and still leave the coordinator in time; 0: they are to come at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +250,24 @@ class TargetFrame:
 
     items: tuple[tuple[SessionId, TargetEvent], ...]
     step: StepReport | None = None
+    gather_s: float = 0.0
+    """Seconds for which commands may gather at the coordinator and be here when the step that begins now is over; 0:
+    they are to come at once."""
+    num_heard: int = 0
+    """Commands of this connection that had been looked at before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a coordinator had had of the target when it sent a frame."""
+
+    num_frames: int = 0
+    """On this connection; 0: it does not say."""
+    held_s: float = 0.0
+    """Seconds since the last of them."""
+
+
+NOTHING_HEARD = Heard()
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,9 +127,14 @@ class StepPlanner:
         self._wait_cap_steps = wait_cap_steps
 
     def plan(
-        self, candidates: Sequence[Candidate], now_s: float, waited_s: float, num_prefill_tokens: int = 0
+        self,
+        candidates: Sequence[Candidate],
+        now_s: float,
+        waited_s: float,
+        num_prefill_tokens: int = 0,
+        may_wait: bool = True,
     ) -> StepPlan:
-        """The next step for ``candidates``, after ``waited_s`` of waiting for it already.
+        """The next step for ``candidates``, after ``waited_s`` of waiting for it already; ``may_wait``: for drafts.
 
         ``num_prefill_tokens`` are in the step whatever is decided here; with any there is work, so no waiting.
         """
@@ -144,7 +149,7 @@ class StepPlanner:
         wait_s = 0.0
         if curve is not None:
             chances = chances[: _best_count(chances, len(candidates), num_fixed, curve)]
-            if not num_prefill_tokens and len(candidates) <= MAX_WAITING_SESSIONS and self._wait_cap_steps:
+            if may_wait and not num_prefill_tokens and len(candidates) <= MAX_WAITING_SESSIONS and self._wait_cap_steps:
                 wait_s = self._wait_s(candidates, now_s, waited_s, curve)
         num_drafted = {candidate.session_id: 0 for candidate in candidates}
         for _, index in chances:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
 from speculation.adaptive_k import KPolicy, Load
+from speculation.gathering import MARGIN, RoundTrip
 from speculation.messages import (
     CloseSession,
     Commit,
@@ -240,7 +241,8 @@ class RelaySession:
         self._k = 0  # what the target has been told
         self._draft_knows = 0  # committed tokens that the drafter has been told
         self._lookahead = 0  # what the drafter has been told
-        self._gather_s = 0.0  # as the last verdict said
+        self._trip = RoundTrip()  # to the drafter
+        self._gather_s = 0.0  # what commits say
 
     @property
     def is_over(self) -> bool:
@@ -283,17 +285,21 @@ class RelaySession:
         self.stats.num_target_losses += 1
         return self._close_drafter()
 
-    def on_target_event(self, event: TargetEvent, load: Load, now_s: float) -> list[Action]:
-        """A verdict or an error from the target that holds the session."""
+    def on_target_event(self, event: TargetEvent, load: Load, now_s: float, leaves_in_s: float = 0.0) -> list[Action]:
+        """A verdict or an error from the target that holds the session.
+
+        ``leaves_in_s``: until the next frame to the target leaves, and drafts have to be here; 0: when there is any.
+        """
         if self._over or not self._target_open:
             return []
         if isinstance(event, SessionError):
             return self._end([Fail(event)], close_target=False)
-        return self._on_verdict(event, load, now_s)
+        return self._on_verdict(event, load, now_s, leaves_in_s)
 
-    def _on_verdict(self, verdict: Verdict, load: Load, now_s: float) -> list[Action]:
+    def _on_verdict(self, verdict: Verdict, load: Load, now_s: float, leaves_in_s: float) -> list[Action]:
         self._token_ids.extend(verdict.token_ids)
-        self._gather_s = verdict.gather_s
+        self._trip.on_told(len(self._token_ids), now_s)
+        self._gather_s = self._trip.gather_s((1.0 - MARGIN) * leaves_in_s or None)
         self.stats.count(verdict, self._k)
         emit = Emit(
             *(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k),
@@ -307,11 +313,12 @@ class RelaySession:
 
     # -- drafter ------------------------------------------------------------------------------------------------
 
-    def on_draft_up(self, now_s: float) -> list[Action]:
-        """A drafter is there, for the first time or again."""
+    def on_draft_up(self, now_s: float, trip: RoundTrip | None = None) -> list[Action]:
+        """A drafter is there, for the first time or again. ``trip`` is that to the drafter, of all its sessions."""
         if self._over or self._policy is None or self._drafter is not _Drafter.ABSENT:
             return []
         self._drafter = _Drafter.IDLE
+        self._trip = RoundTrip(trip)
         return self._steer_both()
 
     def on_draft_lost(self, now_s: float) -> list[Action]:
@@ -328,6 +335,7 @@ class RelaySession:
             return []
         if isinstance(event, SessionError):
             return self.on_draft_lost(now_s)
+        self._trip.on_answer(event.num_committed, event.held_s, now_s)
         return self._on_proposal(event)
 
     def _on_proposal(self, proposal: Proposal) -> list[Action]:

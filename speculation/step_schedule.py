@@ -13,7 +13,6 @@ from typing import Generic, TypeVar
 
 from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.cost import DraftPace, StepCostModel
-from speculation.gathering import Outlook, RoundTrip
 from speculation.messages import OpenTarget, SessionId, StepReport, TokenId
 from speculation.planner import MAX_WAITING_SESSIONS, Candidate, StepPlan, StepPlanner
 from speculation.verifier import VerifierSession
@@ -109,13 +108,13 @@ class StepSchedule(Generic[SessionT]):
         self._planner = StepPlanner(self._costs, max_step_tokens)
         self._profile = AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
         self._pace = DraftPace()
-        self._trip = RoundTrip()
         self._mean_drafted = 0.0  # of a session in a step
         self._waiting_since: float | None = None
+        self._may_wait = True  # for drafts: not after it was said that they may gather
 
     def open(self, command: OpenTarget, vocab_size: int) -> VerifierSession:
         """A session that starts from what the worker knows of its drafters, and adds to it."""
-        return VerifierSession(command, vocab_size, self._profile, self._pace, self._trip)
+        return VerifierSession(command, vocab_size, self._profile, self._pace)
 
     def next(self, sessions: Collection[SessionT], now_s: float, num_free_tokens: int) -> NextStep[SessionT]:
         """The next step over ``sessions``, oldest first; ``num_free_tokens`` KV positions belong to nobody."""
@@ -139,21 +138,31 @@ class StepSchedule(Generic[SessionT]):
         self._costs.observe(report)
         return report
 
-    def outlook(self, entries: Sequence[StepEntry[SessionT]]) -> Outlook:
-        """What follows the step with these entries: one like those of late."""
-        num_sessions = sum(entry.is_complete for entry in entries)
-        if not num_sessions:
-            return Outlook(None, may_wait=False)
-        num_drafted = sum(len(entry.drafted) for entry in entries) / num_sessions
-        self._mean_drafted += (num_drafted - self._mean_drafted) / OUTLOOK_STEPS
-        num_tokens = round(num_sessions * (1.0 + self._mean_drafted))
-        return Outlook(self._costs.step_s(num_tokens, num_sessions), num_sessions <= MAX_WAITING_SESSIONS)
+    def outlook(self, entries: Sequence[StepEntry[SessionT]], sessions: Collection[SessionT]) -> float | None:
+        """Seconds of the step that follows the one with ``entries``, for the ``sessions`` that go on; as those of late.
+
+        None where nothing should gather for it: that is unknown, it may wait for drafts, or there is none.
+        """
+        num_drawn = sum(entry.is_complete for entry in entries)
+        if num_drawn:
+            num_drafted = sum(len(entry.drafted) for entry in entries) / num_drawn
+            self._mean_drafted += (num_drafted - self._mean_drafted) / OUTLOOK_STEPS
+        self._may_wait = not sessions or _would_wait(sessions)
+        return None if self._may_wait else self._next_step_s(sessions)
+
+    def _next_step_s(self, sessions: Collection[SessionT]) -> float | None:
+        num_decoding = sum(session.is_decoding for session in sessions)
+        num_prefill_tokens = sum(session.num_uncached for session in sessions if not session.is_decoding)
+        num_tokens = round(num_decoding * (1.0 + self._mean_drafted)) + num_prefill_tokens
+        return self._costs.step_s(min(num_tokens, self._max_step_tokens), max(num_decoding, 1))
 
     def _plan(
         self, decoding: Sequence[SessionT], prefilling: Sequence[SessionT], now_s: float, waited_s: float
     ) -> StepPlan:
         num_prefill_tokens = min(sum(session.num_uncached for session in prefilling), self._max_step_tokens)
-        return self._planner.plan([_candidate(session) for session in decoding], now_s, waited_s, num_prefill_tokens)
+        return self._planner.plan(
+            [_candidate(session) for session in decoding], now_s, waited_s, num_prefill_tokens, self._may_wait
+        )
 
     def _add_prefills(
         self, entries: list[StepEntry[SessionT]], prefilling: Sequence[SessionT], num_free_tokens: int
@@ -169,6 +178,13 @@ class StepSchedule(Generic[SessionT]):
     def _has_memory_for(self, session: SessionT, num_free_tokens: int) -> bool:
         """A prefill that cannot end well must not push out sessions that run; alone, it is tried in any case."""
         return session.num_uncached + self._max_step_tokens // 4 <= num_free_tokens
+
+
+def _would_wait(sessions: Collection[SessionT]) -> bool:
+    """Is the next step going to wait for drafts, perhaps?"""
+    if len(sessions) <= MAX_WAITING_SESSIONS and any(session.verifier.lacks_drafts for session in sessions):
+        return True
+    return any(session.verifier.takes_turns for session in sessions)
 
 
 def _candidate(session: CachedSession) -> Candidate:

@@ -22,7 +22,6 @@ from speculation.acceptance import AcceptanceProfile
 from speculation.cost import DraftPace
 from speculation.draft_distribution import DraftDistribution, one_hot
 from speculation.draft_tree import DraftTree, Graft
-from speculation.gathering import Outlook, RoundTrip
 from speculation.messages import FinishReason, OpenTarget, Proposal, TokenId, Verdict
 from speculation.turns import Turn
 
@@ -35,21 +34,13 @@ MAX_K = 256
 class VerifierSession:
     """Committed and staged tokens of one session at the target."""
 
-    def __init__(
-        self,
-        command: OpenTarget,
-        vocab_size: int,
-        profile: AcceptanceProfile,
-        pace: DraftPace,
-        trip: RoundTrip | None = None,
-    ) -> None:
-        """``profile``, ``pace`` and ``trip`` are the worker's: the session starts from them and adds to them."""
+    def __init__(self, command: OpenTarget, vocab_size: int, profile: AcceptanceProfile, pace: DraftPace) -> None:
+        """``profile`` and ``pace`` are the worker's: the session starts from them and adds to them."""
         self.sampling = command.sampling
         self.prompt_length = command.sampling.prompt_length or len(command.token_ids)
         self.set_k(command.k)
         self.profile = AcceptanceProfile(profile)
         self.pace = DraftPace(pace)
-        self._trip = RoundTrip(trip)
         self._shared_profile = profile
         self._vocab_size = vocab_size
         self._tree = DraftTree(command.token_ids)
@@ -61,6 +52,7 @@ class VerifierSession:
         self.logprobs = command.logprobs
         self._prompt_logprobs = command.prompt_logprobs
         self._last_verdict_s: float | None = None
+        self._missed = False  # with that verdict
 
     def set_k(self, k: int) -> None:
         """Verify at most ``k`` drafted tokens in one step from now on."""
@@ -82,7 +74,6 @@ class VerifierSession:
         self._num_dropped += len(proposal.token_ids) - graft.num_new
         if not self.sampling.by_ratio:  # what would have been kept by a ratio need not be what was drawn without it
             self._learn_late(graft.num_late, graft.num_late_right)
-        self._trip.on_proposal(proposal, now_s)
         if not proposal.is_branch:  # branches come when the drafter has time for them: they tell nothing of its pace
             self.pace.on_proposal(now_s, graft.num_new)  # 0 too: the drafter is alive, and starts again
         elif graft.num_new and self._tree.main_line(1):
@@ -125,6 +116,16 @@ class VerifierSession:
         return Turn(min(self.k, self._max_drafted), self._last_verdict_s)
 
     @property
+    def takes_turns(self) -> bool:
+        """Draft, then verify: the next step waits for all of its drafts."""
+        return self._takes_turns
+
+    @property
+    def lacks_drafts(self) -> bool:
+        """The last step left nothing staged, and the drafter has to start again: the next one may wait for it."""
+        return self.k > 0 and self._missed and not self._tree.main_line(1)
+
+    @property
     def _max_drafted(self) -> int:
         """Leaves room for the target's own token."""
         return self._max_length - len(self.token_ids) - 1
@@ -139,13 +140,10 @@ class VerifierSession:
         line = zip(self._tree.main_line(num_tokens), self._tree.main_line_distributions(num_tokens), strict=True)
         return [(token_id, distribution or one_hot(token_id)) for token_id, distribution in line]
 
-    def conclude(
-        self, drafted: Sequence[TokenId], draws: Sequence[TokenId], now_s: float, outlook: Outlook | None = None
-    ) -> Verdict:
+    def conclude(self, drafted: Sequence[TokenId], draws: Sequence[TokenId], now_s: float) -> Verdict:
         """Commits the outcome of a step.
 
         ``draws[i]`` is the target's token after the committed tokens and ``drafted[:i]``; one more than ``drafted``.
-        Without ``outlook`` drafts do not gather.
         """
         num_accepted = 0
         while num_accepted < len(drafted) and drafted[num_accepted] == draws[num_accepted]:
@@ -160,8 +158,7 @@ class VerifierSession:
                 missed = self._contradicts_next_staged(len(drafted), committed[-1])
         num_contradicted = self._tree.commit(committed)
         self.pace.on_verdict(now_s, self.num_staged, missed)
-        self._trip.on_verdict(len(self.token_ids), now_s)
-        self._last_verdict_s = now_s
+        self._last_verdict_s, self._missed = now_s, missed
         verdict = Verdict(
             start=start,
             token_ids=committed,
@@ -174,14 +171,9 @@ class VerifierSession:
             num_late_right=self._num_late_right,
             missed=missed and finish_reason is None,
             caught=missed and finish_reason is None and self.num_staged > 0,
-            gather_s=self._gather_s(outlook, missed) if outlook is not None and finish_reason is None else 0.0,
         )
         self._num_dropped = self._num_late = self._num_late_right = 0
         return verdict
-
-    def _gather_s(self, outlook: Outlook, missed: bool) -> float:
-        is_awaited = outlook.may_wait and missed and not self.num_staged
-        return 0.0 if is_awaited or self._takes_turns or not self.k else self._trip.gather_s(outlook.step_s)
 
     def _contradicts_next_staged(self, num_drafted: int, own_token: TokenId) -> bool:
         """A staged token that the step did not take says as much of the drafter as one that it did."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,7 +21,7 @@ from typing import TypeAlias
 from grammar import GrammarCompiler, GrammarError, PendingPaths
 from inference import OutOfKVBlocks, Runtime, SequenceRows, StepResult
 from rpc.engine_host import ConnectionId, Hangup, Submitted
-from speculation.gathering import Outlook
+from speculation.gathering import FrameTrip
 from speculation.messages import (
     CloseSession,
     OpenTarget,
@@ -74,6 +75,7 @@ class VerifyEngine:
         self._schedule: StepSchedule[TargetSession] = StepSchedule(max_step_tokens)
         self._sessions: dict[SessionKey, TargetSession] = {}
         self._errors: list[tuple[SessionKey, SessionError]] = []
+        self._trips: defaultdict[ConnectionId, FrameTrip] = defaultdict(FrameTrip)
         self._paths: PendingPaths[SessionKey] = PendingPaths(grammars)
         self._metrics.watch(lambda: len(self._sessions), lambda: runtime.num_free_tokens)
 
@@ -85,7 +87,9 @@ class VerifyEngine:
             if isinstance(command, Hangup):
                 for key in [key for key in self._sessions if key[0] == command.connection]:
                     self._drop(key)
+                self._trips.pop(command.connection, None)
             else:
+                self._trips[command.connection].on_heard(len(command.items), command.heard, command.arrived_s)
                 for session_id, item in command.items:
                     self._apply_item((command.connection, session_id), item, command.arrived_s)
 
@@ -176,36 +180,36 @@ class VerifyEngine:
     def step(self) -> StepResult[EngineOutput]:
         """Runs one verify step over everything that is ready, or says how long to wait for drafts."""
         self._take_paths()
-        sessions = [session for session in self._paths.without(self._sessions) if session.waits_for is None]
+        sessions = self._ready_sessions()
         step = self._schedule.next(sessions, self._clock(), self._runtime.num_free_tokens)
         if step.wait_s > 0:
-            return StepResult(self._take_frames([], None), wait_s=step.wait_s)
-        verdicts, report = self._run(step.entries, step.waited_s) if step.entries else ([], None)
-        return StepResult(self._take_frames(verdicts, report), wait_s=0.0 if sessions else None)
+            return StepResult(self._take_frames([]), wait_s=step.wait_s)
+        frames = self._run(step.entries, step.waited_s) if step.entries else self._take_frames([])
+        return StepResult(frames, wait_s=0.0 if sessions else None)
 
-    def _run(
-        self, entries: list[TargetEntry], waited_s: float
-    ) -> tuple[list[tuple[SessionKey, TargetEvent]], StepReport | None]:
+    def _ready_sessions(self) -> list[TargetSession]:
+        return [session for session in self._paths.without(self._sessions) if session.waits_for is None]
+
+    def _run(self, entries: list[TargetEntry], waited_s: float) -> list[EngineOutput]:
         start_s = self._clock()
         entries, outcomes = self._forward.run(entries)
         now_s = self._clock()
         if not entries:
-            return [], None
+            return self._take_frames([])
         report = self._schedule.report(entries, now_s - start_s, waited_s)
         if any(session.waits_for is not None for session in self._sessions.values()):
             for entry in entries:
                 self._share(entry.session)
         self._metrics.stepped(entries, report.step_s, waited_s)
-        outlook = self._schedule.outlook(entries)
         verdicts: list[tuple[SessionKey, TargetEvent]] = []
         for entry, outcome in zip(entries, outcomes, strict=True):
             if entry.is_complete:
-                verdicts.append((entry.session.key, self._conclude(entry, outcome, now_s, outlook)))
-        return verdicts, report
+                verdicts.append((entry.session.key, self._conclude(entry, outcome, now_s)))
+        return self._take_frames(verdicts, report, self._schedule.outlook(entries, self._ready_sessions()))
 
-    def _conclude(self, entry: TargetEntry, outcome: Outcome, now_s: float, outlook: Outlook) -> Verdict:
+    def _conclude(self, entry: TargetEntry, outcome: Outcome, now_s: float) -> Verdict:
         session = entry.session
-        verdict = session.verifier.conclude(entry.drafted, outcome.draws, now_s, outlook)
+        verdict = session.verifier.conclude(entry.drafted, outcome.draws, now_s)
         if session.span.is_recording:
             num_tokens, num_drafted = len(verdict.token_ids), verdict.num_drafted
             session.span.event(
@@ -220,14 +224,28 @@ class VerifyEngine:
         return verdict
 
     def _take_frames(
-        self, verdicts: Sequence[tuple[SessionKey, TargetEvent]], report: StepReport | None
+        self,
+        verdicts: Sequence[tuple[SessionKey, TargetEvent]],
+        report: StepReport | None = None,
+        next_step_s: float | None = None,
     ) -> list[EngineOutput]:
-        """One frame for each connection that has news."""
+        """One frame for each connection that has news; commands may gather for the next step if that is known."""
         items: dict[ConnectionId, list[tuple[SessionId, TargetEvent]]] = {}
         for (connection, session_id), event in [*verdicts, *self._errors]:
             items.setdefault(connection, []).append((session_id, event))
         self._errors.clear()
-        return [(connection, TargetFrame(tuple(news), report)) for connection, news in items.items()]
+        return [(connection, self._frame(connection, news, report, next_step_s)) for connection, news in items.items()]
+
+    def _frame(
+        self,
+        connection: ConnectionId,
+        news: Sequence[tuple[SessionId, TargetEvent]],
+        report: StepReport | None,
+        next_step_s: float | None,
+    ) -> TargetFrame:
+        trip = self._trips[connection]
+        trip.on_sent(self._clock())
+        return TargetFrame(tuple(news), report, trip.gather_s(next_step_s), trip.num_heard)
 
 
 def _with_logprobs(verdict: Verdict, outcome: Outcome, session: TargetSession) -> Verdict:

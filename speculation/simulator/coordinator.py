@@ -11,13 +11,15 @@ from typing import Generic, TypeVar
 from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.adaptive_k import KPolicy, Load, make_policy
 from speculation.cost import StepCostModel
+from speculation.gathering import Hearing, RoundTrip
 from speculation.messages import DraftCommand, Sampling, SessionId, TargetCommand, TargetFrame, TokenId
+from speculation.outbox import Outbox
 from speculation.pace_check import PaceCheck
 from speculation.relay import Action, Emit, RelaySession, ToDraft, ToTarget
 from speculation.simulator.clock import VirtualClock
 from speculation.simulator.links import Link
 from speculation.simulator.scenario import Scenario
-from speculation.simulator.workers import DraftFrame
+from speculation.simulator.workers import CommandFrame, DraftFrame
 
 CommandT = TypeVar("CommandT")
 
@@ -26,17 +28,29 @@ CommandT = TypeVar("CommandT")
 class Peer(Generic[CommandT]):
     """A worker as the coordinator sees it."""
 
-    link: Link[Sequence[tuple[SessionId, CommandT]]]
+    link: Link[CommandFrame[CommandT]]
+    clock: VirtualClock
     sessions: dict[SessionId, Request] = field(default_factory=dict)
-    pending: list[tuple[SessionId, CommandT]] = field(default_factory=list)
     costs: StepCostModel = field(default_factory=StepCostModel)
     """Of a target; told by its step reports."""
+    hearing: Hearing = field(default_factory=Hearing)
+    trip: RoundTrip = field(default_factory=RoundTrip)
+    """Of a drafter."""
+    outbox: Outbox[CommandT] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outbox = Outbox(self.costs)
 
     def flush(self) -> None:
-        """One frame for all that was said in one turn."""
-        if self.pending:
-            items, self.pending = self.pending, []
-            self.link.send(items)
+        """One frame for what is due; the rest is looked at again when it will be."""
+        now_s = self.clock.now_s
+        if self.outbox.is_empty:
+            return
+        due_s = self.outbox.due_s(now_s)
+        if due_s <= now_s:
+            self.link.send((self.outbox.take(now_s), self.hearing.heard(now_s)))
+        else:
+            self.clock.at(due_s, self.flush)
 
 
 @dataclass(slots=True)
@@ -75,6 +89,7 @@ class ModelledCoordinator:
         self._handle(partial(self._admit, request))
 
     def on_target_frame(self, peer: Peer[TargetCommand], frame: TargetFrame) -> None:
+        peer.hearing.on_frame(self._clock.now_s)
         self._handle(partial(self._take_target_frame, peer, frame))
 
     def on_draft_frame(self, peer: Peer[DraftCommand], frame: DraftFrame) -> None:
@@ -96,13 +111,15 @@ class ModelledCoordinator:
             draft.flush()
 
     def _take_target_frame(self, peer: Peer[TargetCommand], frame: TargetFrame) -> None:
+        load, now_s = Load(len(peer.sessions)), self._clock.now_s
         if frame.step is not None:
             peer.costs.observe(frame.step)
-        load, now_s = Load(len(peer.sessions)), self._clock.now_s
+        peer.outbox.on_frame(frame, now_s)
+        leaves_in_s = peer.outbox.leaves_in_s(now_s)
         for session_id, event in frame.items:
             request = peer.sessions.get(session_id)
             if request is not None and request.relay is not None:
-                self._perform(request, request.relay.on_target_event(event, load, now_s))
+                self._perform(request, request.relay.on_target_event(event, load, now_s, leaves_in_s))
 
     def _take_draft_frame(self, peer: Peer[DraftCommand], frame: DraftFrame) -> None:
         for session_id, event in frame:
@@ -140,7 +157,7 @@ class ModelledCoordinator:
         if self._scenario.policy is not None and self.drafts:
             request.draft = min(self.drafts, key=_num_sessions)
             request.draft.sessions[request.id] = request
-            self._perform(request, relay.on_draft_up(self._clock.now_s))
+            self._perform(request, relay.on_draft_up(self._clock.now_s, request.draft.trip))
 
     def _policy(self, target: Peer[TargetCommand]) -> KPolicy | None:
         name, max_k = self._scenario.policy, self._scenario.max_k
@@ -155,10 +172,10 @@ class ModelledCoordinator:
         for action in actions:
             if isinstance(action, ToTarget):
                 assert request.target is not None
-                request.target.pending.append((request.id, action.command))
+                request.target.outbox.put(request.id, action.command)
             elif isinstance(action, ToDraft):
                 assert request.draft is not None
-                request.draft.pending.append((request.id, action.command))
+                request.draft.outbox.put(request.id, action.command)
             elif isinstance(action, Emit):
                 request.first_token_s = request.first_token_s or self._clock.now_s
         if request.relay is not None and request.relay.is_over:

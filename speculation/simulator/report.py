@@ -45,6 +45,7 @@ class Report:
     draft_busy_s: float
     num_frames: int
     """Over all links, both ways."""
+    num_frames_to_target: int
 
     @property
     def acceptance_rate(self) -> float:

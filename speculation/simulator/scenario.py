@@ -96,6 +96,8 @@ class Scenario:
     max_sessions: int = 64
     """Under way at one target; more wait."""
     max_step_tokens: int = 512
+    gathers: bool = True
+    """What is said to the target waits until it is of use."""
     seed: int = 0
 
 
@@ -106,7 +108,10 @@ def plain_of(scenario: Scenario) -> Scenario:
 
 
 def ideal_of(scenario: Scenario) -> Scenario:
-    """What no drafter can beat: drafts always ready, full K, and nothing but the target's passes takes time."""
+    """What no drafter can beat: drafts always ready, full K, and nothing but the target's passes takes time.
+
+    Frames cost nothing then, so they do not gather.
+    """
     return replace(
         scenario,
         draft=FREE,
@@ -115,6 +120,7 @@ def ideal_of(scenario: Scenario) -> Scenario:
         coordinator_s=0.0,
         policy="fixed",
         turns=False,
+        gathers=False,
         num_drafters=max(1, scenario.num_drafters),
         max_lookahead=max(scenario.max_lookahead, lookahead_for(scenario.max_k, MAX_LOOKAHEAD)),
     )

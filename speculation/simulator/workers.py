@@ -14,12 +14,13 @@ from typing import Generic, TypeAlias, TypeVar
 
 from speculation.draft_schedule import DraftEntry, DraftSchedule
 from speculation.drafter import DrafterSession, take_frame
-from speculation.gathering import Outlook
+from speculation.gathering import FrameTrip
 from speculation.messages import (
     CloseSession,
     Commit,
     DraftCommand,
     DraftEvent,
+    Heard,
     OpenDraft,
     OpenTarget,
     Proposal,
@@ -39,6 +40,8 @@ CommandT = TypeVar("CommandT")
 FrameT = TypeVar("FrameT")
 StepT = TypeVar("StepT")
 DraftFrame: TypeAlias = Sequence[tuple[SessionId, DraftEvent]]
+CommandFrame: TypeAlias = tuple[Sequence[tuple[SessionId, CommandT]], Heard]
+"""And what the coordinator had had of the worker."""
 
 _ENDLESS = 1 << 40
 """KV positions and context: memory is not modelled."""
@@ -80,7 +83,7 @@ class _Worker(ABC, Generic[CommandT, FrameT, StepT]):
         self._clock = clock
         self._costs = costs
         self._rank = rank
-        self._inbox: list[tuple[float, Sequence[tuple[SessionId, CommandT]]]] = []
+        self._inbox: list[tuple[float, CommandFrame[CommandT]]] = []
         self._busy = False
         self._num_turns_asked = 0  # only the last one asked for counts
 
@@ -89,7 +92,7 @@ class _Worker(ABC, Generic[CommandT, FrameT, StepT]):
         """What it has done so far."""
         return Work(self._num_steps, self._num_tokens, self._busy_s, self._waited_s)
 
-    def receive(self, frame: Sequence[tuple[SessionId, CommandT]]) -> None:
+    def receive(self, frame: CommandFrame[CommandT]) -> None:
         """A frame from the coordinator arrives."""
         self._inbox.append((self._clock.now_s, frame))
         if not self._busy:
@@ -103,8 +106,9 @@ class _Worker(ABC, Generic[CommandT, FrameT, StepT]):
         if number != self._num_turns_asked or self._busy:
             return
         inbox, self._inbox = self._inbox, []
-        for arrived_s, frame in inbox:
-            for session_id, command in frame:
+        for arrived_s, (items, heard) in inbox:
+            self._hear(len(items), heard, arrived_s)
+            for session_id, command in items:
                 self._apply(session_id, command, arrived_s)
         self._begin()
 
@@ -126,6 +130,9 @@ class _Worker(ABC, Generic[CommandT, FrameT, StepT]):
         if self._inbox or self._has_more():
             self._num_turns_asked += 1
             self._turn(self._num_turns_asked)
+
+    @abstractmethod
+    def _hear(self, num_commands: int, heard: Heard, arrived_s: float) -> None: ...
 
     @abstractmethod
     def _apply(self, session_id: SessionId, command: CommandT, arrived_s: float) -> None: ...
@@ -150,6 +157,11 @@ class ModelledTarget(_Worker[TargetCommand, TargetFrame, NextStep[CachedSession]
         self._tokens = tokens
         self._schedule: StepSchedule[CachedSession] = StepSchedule(scenario.max_step_tokens)
         self._sessions: dict[SessionId, CachedSession] = {}
+        self._trip = FrameTrip()
+        self._gathers = scenario.gathers
+
+    def _hear(self, num_commands: int, heard: Heard, arrived_s: float) -> None:
+        self._trip.on_heard(num_commands, heard, arrived_s)
 
     def _apply(self, session_id: SessionId, command: TargetCommand, arrived_s: float) -> None:
         session = self._sessions.get(session_id)
@@ -174,20 +186,25 @@ class ModelledTarget(_Worker[TargetCommand, TargetFrame, NextStep[CachedSession]
 
     def _end(self, step: NextStep[CachedSession], step_s: float) -> None:
         report = self._schedule.report(step.entries, step_s, step.waited_s)
-        outlook = self._schedule.outlook(step.entries)
         items: list[tuple[SessionId, TargetEvent]] = []
         for entry in step.entries:
             entry.session.num_cached += len(entry.token_ids)
             if entry.is_complete:
-                items.append((entry.session.id, self._conclude(entry, outlook)))
+                items.append((entry.session.id, self._conclude(entry)))
         if items:
-            self.send(TargetFrame(tuple(items), report))
+            self._trip.on_sent(self._clock.now_s)
+            self.send(TargetFrame(tuple(items), report, self._gather_s(step), self._trip.num_heard))
 
-    def _conclude(self, entry: StepEntry[CachedSession], outlook: Outlook) -> TargetEvent:
+    def _gather_s(self, step: NextStep[CachedSession]) -> float:
+        if not self._gathers:
+            return 0.0
+        return self._trip.gather_s(self._schedule.outlook(step.entries, self._sessions.values()))
+
+    def _conclude(self, entry: StepEntry[CachedSession]) -> TargetEvent:
         session, verifier = entry.session, entry.session.verifier
         known = verifier.token_ids
         draws = self._tokens.target_draws(verifier.sampling.seed, len(known), known[-1], entry.drafted)
-        verdict = verifier.conclude(entry.drafted, draws, self._clock.now_s, outlook)
+        verdict = verifier.conclude(entry.drafted, draws, self._clock.now_s)
         if verdict.finish_reason is not None:
             del self._sessions[session.id]
         else:
@@ -213,6 +230,9 @@ class ModelledDrafter(_Worker[DraftCommand, DraftFrame, list[DraftEntry[_Draftin
         self._schedule: DraftSchedule[_Drafting] = DraftSchedule(scenario.max_step_tokens)
         self._flush_tokens = scenario.flush_tokens
         self._sessions: dict[SessionId, _Drafting] = {}
+
+    def _hear(self, num_commands: int, heard: Heard, arrived_s: float) -> None:
+        pass
 
     def _apply(self, session_id: SessionId, command: DraftCommand, arrived_s: float) -> None:
         if isinstance(command, OpenDraft):

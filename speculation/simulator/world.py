@@ -51,7 +51,7 @@ class _World:
     def _add_target(self, tokens: TokenProcess) -> ModelledTarget:
         worker = ModelledTarget(self._clock, self._scenario, tokens)
         latency_s = self._scenario.latencies.target_s
-        peer: Peer[TargetCommand] = Peer(self._link(latency_s, worker.receive))
+        peer: Peer[TargetCommand] = Peer(self._link(latency_s, worker.receive), self._clock)
         worker.send = self._link(latency_s, partial(self._coordinator.on_target_frame, peer)).send
         self._coordinator.targets.append(peer)
         return worker
@@ -59,7 +59,7 @@ class _World:
     def _add_drafter(self, tokens: TokenProcess) -> ModelledDrafter:
         worker = ModelledDrafter(self._clock, self._scenario, tokens)
         latency_s = self._scenario.latencies.draft_s
-        peer: Peer[DraftCommand] = Peer(self._link(latency_s, worker.receive))
+        peer: Peer[DraftCommand] = Peer(self._link(latency_s, worker.receive), self._clock)
         worker.send = self._link(latency_s, partial(self._coordinator.on_draft_frame, peer)).send
         self._coordinator.drafts.append(peer)
         return worker
@@ -75,9 +75,10 @@ class _World:
         if load.num_warm_up:
             self._clients.ask(load.num_warm_up)
         target, draft, num_frames = self._target_work(), self._draft_work(), self._frames()
+        num_to_target = self._frames_to_target()
         tally = self._clients.ask(load.num_sessions)
         target, draft = self._target_work() - target, self._draft_work() - draft
-        return _report(tally, target, draft, self._frames() - num_frames)
+        return _report(tally, target, draft, self._frames() - num_frames, self._frames_to_target() - num_to_target)
 
     def _target_work(self) -> Work:
         return sum((worker.work for worker in self._targets), Work())
@@ -88,8 +89,11 @@ class _World:
     def _frames(self) -> int:
         return sum(count() for count in self._num_frames)
 
+    def _frames_to_target(self) -> int:
+        return sum(target.link.num_frames for target in self._coordinator.targets)
 
-def _report(tally: Tally, target: Work, draft: Work, num_frames: int) -> Report:
+
+def _report(tally: Tally, target: Work, draft: Work, num_frames: int, num_frames_to_target: int) -> Report:
     total, elapsed_s = tally.total, tally.last_s - tally.start_s
     return Report(
         num_sessions=len(tally.first_token_s),
@@ -114,4 +118,5 @@ def _report(tally: Tally, target: Work, draft: Work, num_frames: int) -> Report:
         draft_tokens=draft.num_tokens,
         draft_busy_s=draft.busy_s,
         num_frames=num_frames,
+        num_frames_to_target=num_frames_to_target,
     )

@@ -20,9 +20,11 @@ from speculation.acceptance import AcceptanceProfile
 from speculation.cost import DraftPace
 from speculation.drafter import DrafterSession
 from speculation.messages import (
+    NOTHING_HEARD,
     CloseSession,
     Commit,
     DraftCommand,
+    Heard,
     ModelInfo,
     OpenDraft,
     OpenTarget,
@@ -133,7 +135,7 @@ class _ScriptedConnection(Generic[CommandT, FrameT, SessionT]):
         self.deliver = deliver
         self._worker = worker
 
-    def submit(self, items: Sequence[tuple[SessionId, CommandT]]) -> None:
+    def submit(self, items: Sequence[tuple[SessionId, CommandT]], heard: Heard = NOTHING_HEARD) -> None:
         self._worker.commands.extend(command for _, command in items)
         self._worker.apply(self, items)
         self._worker.wake()

@@ -13,7 +13,7 @@ from coordinator.in_process import InProcessClient
 from coordinator.requests import GenerateRequest
 from coordinator.settings import CoordinatorSettings
 from rpc.errors import Cancelled, Unavailable
-from speculation.messages import CloseSession, Commit
+from speculation.messages import CloseSession, Commit, Heard
 from tests.doubles.eventually import eventually
 from tests.doubles.scripted_workers import TOY_LETTERS, ScriptedDrafter, ScriptedTarget, toy_tokenizer_json
 from tests.rpc.conftest import PROMPT, spoken
@@ -86,7 +86,7 @@ async def test_what_is_sent_in_one_turn_of_the_loop_is_one_frame(coordinator: Co
     frames: list[int] = []
 
     class Connection:
-        def submit(self, items: list[object]) -> None:
+        def submit(self, items: list[object], heard: Heard) -> None:
             frames.append(len(items))
 
         def close(self) -> None: ...

@@ -1,31 +1,28 @@
 """Drafts leave together, in time for the target's next step, and never stay away."""
 
 import math
+from typing import TypeAlias
 
 import pytest
 
-from speculation.acceptance import AcceptanceProfile
-from speculation.cost import DraftPace
 from speculation.drafter import DrafterSession, take_frame
 from speculation.fingerprint import fingerprint
-from speculation.gathering import MAX_GATHER_S, Departure, Outlook, RoundTrip
+from speculation.gathering import MAX_GATHER_S, Departure, FrameTrip, Hearing, RoundTrip
 from speculation.guesses import guess_of
-from speculation.messages import Commit, OpenDraft, OpenTarget, Proposal, Sampling, Verdict
+from speculation.messages import NOTHING_HEARD, Commit, OpenDraft, OpenTarget, Proposal, Sampling, SessionId
 from speculation.simulator import AcceptanceByRun, Costs, Latencies, Load, Scenario, simulate
-from speculation.verifier import VerifierSession
+from speculation.step_schedule import CachedSession, StepEntry, StepSchedule
 
 STEP_S = 0.010
 
-
-def reply(num_committed: int, held_s: float) -> Proposal:
-    return Proposal(num_committed, 0, (1,), (1.0,), num_committed=num_committed, held_s=held_s)
+Schedule: TypeAlias = StepSchedule[CachedSession]
 
 
 def trip_of(*samples_s: float) -> RoundTrip:
     trip = RoundTrip()
     for index, sample_s in enumerate(samples_s, start=1):
-        trip.on_verdict(index, float(index))
-        trip.on_proposal(reply(index, 0.5), index + 0.5 + sample_s)
+        trip.on_told(index, float(index))
+        trip.on_answer(index, 0.5, index + 0.5 + sample_s)
     return trip
 
 
@@ -44,52 +41,89 @@ def num_left(proposals: list[Proposal]) -> int:
     return sum(len(one.token_ids) for one in proposals)
 
 
-# -- the target ------------------------------------------------------------------------------------------------------
+# -- how long news take ----------------------------------------------------------------------------------------------
 
 
-def test_drafts_gather_for_what_the_step_lasts_longer_than_the_trip() -> None:
-    assert trip_of(0.002).gather_s(STEP_S) == pytest.approx(0.9 * STEP_S - 0.002)
+def test_what_has_to_be_here_gathers_for_what_the_trip_leaves_of_the_time() -> None:
+    assert trip_of(0.002).gather_s(STEP_S) == pytest.approx(STEP_S - 0.002)
     assert trip_of(0.002).gather_s(None) == 0.0
     assert RoundTrip().gather_s(STEP_S) == 0.0
     assert trip_of(0.050).gather_s(STEP_S) == 0.0  # a long link: late in any case
 
 
 def test_a_rare_slow_trip_counts_less_than_frequent_ones() -> None:
-    assert trip_of(*[0.002] * 8, 0.008).gather_s(STEP_S) == pytest.approx(0.007)
-    assert trip_of(*[0.002] * 5, *[0.004] * 4).gather_s(STEP_S) == pytest.approx(0.005)
+    assert trip_of(*[0.002] * 8, 0.008).gather_s(STEP_S) == pytest.approx(0.008)
+    assert trip_of(*[0.002] * 5, *[0.004] * 4).gather_s(STEP_S) == pytest.approx(0.006)
 
 
-def test_sessions_start_from_what_the_worker_knows() -> None:
+def test_sessions_start_from_what_is_known_of_the_worker() -> None:
     worker = RoundTrip()
     first = RoundTrip(worker)
-    first.on_verdict(5, 0.0)
-    first.on_proposal(reply(5, 0.0), 0.003)
+    first.on_told(5, 0.0)
+    first.on_answer(5, 0.0, 0.003)
     assert RoundTrip(worker).gather_s(STEP_S) == first.gather_s(STEP_S) > 0.0
 
 
 @pytest.mark.parametrize("held_s", [math.nan, math.inf, -math.inf, -1e30, 5.0])
-def test_a_drafter_that_lies_about_time_is_not_believed(held_s: float) -> None:
+def test_who_lies_about_time_is_not_believed(held_s: float) -> None:
     trip = RoundTrip()
-    trip.on_verdict(3, 1.0)
-    trip.on_proposal(reply(3, held_s), 1.1)
-    trip.on_proposal(reply(4, 0.0), 1.1)  # of a verdict that there never was
+    trip.on_told(3, 1.0)
+    trip.on_answer(3, held_s, 1.1)
+    trip.on_answer(4, 0.0, 1.1)  # news that there never were
     assert trip.gather_s(STEP_S) == 0.0
 
 
-def verdict_of(trip: RoundTrip, outlook: Outlook | None, right: bool, k: int = 4) -> Verdict:
-    command = OpenTarget((1,), Sampling(), 100, (), k)
-    target = VerifierSession(command, 50, AcceptanceProfile(), DraftPace(), trip)
-    target.stage(Proposal(1, fingerprint([1]), (2, 3), (1.0, 1.0)), 0.0)
-    return target.conclude([2, 3], [2, 3, 4] if right else [9, 3, 4], 0.0, outlook)
+def test_a_target_measures_the_trip_by_what_the_coordinator_says_it_had_heard() -> None:
+    target, coordinator = FrameTrip(), Hearing()
+    assert coordinator.heard(5.0) == NOTHING_HEARD
+    target.on_sent(1.000)
+    coordinator.on_frame(5.001)  # by its own clock
+    target.on_heard(2, coordinator.heard(5.007), 1.008)  # 1 ms there, held for 6 ms, 1 ms back
+    assert target.gather_s(STEP_S) == pytest.approx(0.9 * STEP_S - 0.002)
+    assert target.gather_s(None) == 0.0
+    assert target.num_heard == 2
 
 
-def test_nothing_gathers_where_the_target_may_be_waiting() -> None:
-    trip, alone, among_others = trip_of(0.002), Outlook(STEP_S, may_wait=True), Outlook(STEP_S, may_wait=False)
-    assert verdict_of(trip, alone, right=True).gather_s > 0.0
-    assert verdict_of(trip, alone, right=False).gather_s == 0.0
-    assert verdict_of(trip, among_others, right=False).gather_s > 0.0
-    assert verdict_of(trip, None, right=True).gather_s == 0.0
-    assert verdict_of(trip, alone, right=True, k=0).gather_s == 0.0
+# -- the target ------------------------------------------------------------------------------------------------------
+
+
+def schedule_after_step(right: bool, num_sessions: int = 1, **options: bool) -> tuple[Schedule, list[CachedSession]]:
+    """Steps of two drafts each, which were right or wrong; nothing is staged behind them."""
+    schedule: Schedule = StepSchedule(512)
+    sessions = []
+    for index in range(num_sessions):
+        verifier = schedule.open(OpenTarget((1,), Sampling(), 100, (), 4, **options), 50)
+        sessions.append(CachedSession(SessionId(index + 1), verifier))
+        verifier.stage(Proposal(1, fingerprint([1]), (2, 3), (1.0, 1.0)), 0.0)
+        verifier.conclude([2, 3], [2, 3, 4] if right else [9, 3, 4], 0.0)
+        sessions[-1].forget_uncommitted()
+    schedule.report([StepEntry(one, [1, 2, 3], [2, 3], True) for one in sessions], STEP_S, 0.0)
+    return schedule, sessions
+
+
+@pytest.mark.parametrize(
+    ("right", "num_sessions", "turns", "gathers"),
+    [(True, 1, False, True), (False, 1, False, False), (False, 2, False, True), (True, 2, True, False)],
+)
+def test_nothing_gathers_where_the_target_may_be_waiting(
+    right: bool, num_sessions: int, turns: bool, gathers: bool
+) -> None:
+    schedule, sessions = schedule_after_step(right, num_sessions, turns=turns)
+    assert (schedule.outlook([], sessions) is not None) is gathers
+    assert schedule.outlook([], []) is None  # nothing runs
+
+
+def test_the_prefills_of_sessions_that_begin_are_foreseen() -> None:
+    schedule, sessions = schedule_after_step(right=True)
+    for num_tokens in (3, 3, 512, 512):
+        entry = StepEntry(sessions[0], [1] * num_tokens, [], True)
+        schedule.report([entry], STEP_S * (1 + num_tokens / 100), 0.0)
+    alone_s = schedule.outlook([], sessions)
+    begins = CachedSession(SessionId(9), schedule.open(OpenTarget((1,) * 400, Sampling(), 500, (), 4), 50))
+    with_prefill_s = schedule.outlook([], [*sessions, begins])
+    assert alone_s is not None
+    assert with_prefill_s is not None
+    assert with_prefill_s > 1.5 * alone_s
 
 
 # -- the drafter -----------------------------------------------------------------------------------------------------
@@ -129,7 +163,7 @@ def test_without_news_the_next_ones_leave_a_step_later() -> None:
 @pytest.mark.parametrize("gather_s", [1e9, math.inf, math.nan, -1.0])
 def test_no_coordinator_can_have_drafts_held_back_for_long(gather_s: float) -> None:
     departure = Departure()
-    departure.on_commit(gather_s, 1.0)
+    departure.on_news(gather_s, 1.0)
     assert not departure.may_wait_until(1.0 + 2 * MAX_GATHER_S)
 
 
@@ -148,15 +182,14 @@ def test_a_frame_takes_along_what_would_be_due_soon() -> None:
 
 
 @pytest.mark.parametrize("concurrency", [4, 16])
-def test_one_frame_of_drafts_for_one_step(concurrency: int) -> None:
-    """Over whole answers: the drafts of a session that begins leave at once. Before they gathered it was 5 to 7."""
+def test_one_frame_for_one_step_each_way(concurrency: int) -> None:
+    """Over whole answers, the first of which begin before anything is known. Before they gathered it was 5 to 7."""
     scenario = Scenario(
         Costs(0.005, 0.0003),
         Costs(0.0006, 0.0001),
         AcceptanceByRun((0.85,)),
         latencies=Latencies(0.0003, 0.0003, 0.0, 0.5),
-        load=Load(num_sessions=4 * concurrency, concurrency=concurrency),
+        load=Load(num_sessions=4 * concurrency, concurrency=concurrency, num_warm_up=concurrency),
     )
     report = simulate(scenario)
-    num_draft_frames = (report.num_frames - 2 * report.target_steps) / 2  # each comes and goes on; verdicts, commits
-    assert num_draft_frames < 2.3 * report.target_steps
+    assert report.num_frames_to_target <= 1.1 * report.target_steps

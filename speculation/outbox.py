@@ -1,0 +1,83 @@
+"""What a coordinator says to one worker, gathered into one frame for each of the worker's steps.
+
+A target looks at commands only between two steps, and every frame that arrives meanwhile interrupts the step. So what
+is said while a step runs leaves together, just in time for its end: the target says with each frame how long that is
+(`speculation.gathering`). What comes later than that has missed the step, and leaves in time for the one after it.
+
+At once leaves what there is no reason to hold: the target is idle or may be waiting for drafts. The step that begins
+with an `OpenTarget` then is as good as told: who else begins meanwhile goes along.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from speculation.cost import StepCostModel
+from speculation.gathering import MARGIN, Departure
+from speculation.messages import OpenTarget, SessionId, TargetFrame
+
+CommandT = TypeVar("CommandT")
+
+
+class Outbox(Generic[CommandT]):
+    """Decides when what is said to a worker leaves. A draft worker, which tells nothing, is told everything at once."""
+
+    def __init__(self, costs: StepCostModel | None = None) -> None:
+        """``costs``: of the target's steps."""
+        self._costs = costs
+        self._departure = Departure()
+        self._pending: list[tuple[SessionId, CommandT]] = []
+        self._has_missed = False  # there was something when the worker's last frame came: the step was short
+        self._most_tokens = 0  # of a step so far: no prefill is believed to take more at a time
+        self._num_said = 0
+        self._opening_s = 0.0  # the step with the prefills of sessions that were opened when so many commands ...
+        self._num_opening = 0  # ... had been said
+
+    def on_frame(self, frame: TargetFrame, now_s: float) -> None:
+        """A frame of the target came, and says how long to gather.
+
+        Where it knew of fewer commands than were said, the step that begins now has more prefills.
+        """
+        if frame.step is not None:
+            self._most_tokens = max(self._most_tokens, frame.step.num_tokens)
+        if not 0 < frame.num_heard < self._num_opening:
+            self._opening_s = 0.0
+        self._has_missed = bool(self._pending)
+        self._departure.on_news(max(frame.gather_s, self._opening_s), now_s)
+
+    def put(self, session_id: SessionId, command: CommandT) -> None:
+        """Say something; `due_s` may have changed."""
+        self._pending.append((session_id, command))
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._pending
+
+    def due_s(self, now_s: float) -> float:
+        """When what there is leaves; no later than ``now_s``: at once."""
+        return now_s if self._has_missed else self._departure.due_s(now_s)
+
+    def leaves_in_s(self, now_s: float) -> float:
+        """Seconds until what comes from now on leaves; 0: at once."""
+        return max(0.0, self._departure.due_s(now_s) - now_s)
+
+    def take(self, now_s: float) -> list[tuple[SessionId, CommandT]]:
+        """Everything, in order; it leaves now."""
+        items, self._pending = self._pending, []
+        self._num_said += len(items)
+        has_missed, self._has_missed = self._has_missed, False
+        if opening_s := self._gather_for(items):
+            self._opening_s, self._num_opening = max(self._opening_s, opening_s), self._num_said
+        if not self._departure.gathers:
+            self._departure.gather_for(opening_s, now_s)
+        elif not has_missed:  # else there is time for others before the step is over
+            self._departure.on_left(now_s)
+        return items
+
+    def _gather_for(self, items: list[tuple[SessionId, CommandT]]) -> float:
+        """How long to gather during the step that prefills the sessions opened by ``items``; 0: none, or unknown."""
+        lengths = [len(command.token_ids) for _, command in items if isinstance(command, OpenTarget)]
+        if not lengths or self._costs is None:
+            return 0.0
+        step_s = self._costs.step_s(min(sum(lengths), self._most_tokens), len(lengths))
+        return 0.0 if step_s is None else (1.0 - MARGIN) * step_s

@@ -1,0 +1,127 @@
+"""One frame for each step of a target, in time for its end; what has missed one does not miss the next."""
+
+import math
+
+import pytest
+
+from speculation.cost import StepCostModel
+from speculation.gathering import MAX_GATHER_S
+from speculation.messages import (
+    CloseSession,
+    OpenTarget,
+    Sampling,
+    SessionId,
+    SetK,
+    StepReport,
+    TargetCommand,
+    TargetFrame,
+)
+from speculation.outbox import Outbox
+
+ONE = SessionId(1)
+STEP_S = 0.010
+GATHER_S = 0.008
+
+
+def outbox(costs: StepCostModel | None = None) -> Outbox[TargetCommand]:
+    return Outbox(costs)
+
+
+def frame(gather_s: float = GATHER_S, num_heard: int = 0, num_tokens: int = 4) -> TargetFrame:
+    return TargetFrame((), StepReport(STEP_S, 1, num_tokens), gather_s, num_heard)
+
+
+def busy(now_s: float = 1.0) -> Outbox[TargetCommand]:
+    """Of a target that has just begun a step."""
+    found = outbox()
+    found.on_frame(frame(), now_s - STEP_S)
+    found.on_frame(frame(), now_s)
+    return found
+
+
+def opening(num_tokens: int) -> OpenTarget:
+    return OpenTarget((1,) * num_tokens, Sampling(), 1000, (), 0)
+
+
+def due_in(box: Outbox[TargetCommand], now_s: float) -> float:
+    return max(0.0, box.due_s(now_s) - now_s)
+
+
+def test_an_idle_target_and_a_draft_worker_are_told_at_once() -> None:
+    box = outbox()
+    box.put(ONE, SetK(2))
+    assert due_in(box, 1.0) == 0.0
+    assert box.take(1.0) == [(ONE, SetK(2))]
+    assert box.is_empty
+    box.on_frame(frame(gather_s=0.0), 2.0)
+    assert due_in(box, 2.001) == box.leaves_in_s(2.001) == 0.0
+
+
+def test_what_is_said_during_a_step_leaves_together_in_time_for_its_end() -> None:
+    box = busy()
+    box.put(ONE, SetK(2))
+    box.put(ONE, CloseSession())
+    assert due_in(box, 1.001) == pytest.approx(0.007)
+    assert box.leaves_in_s(1.001) == pytest.approx(0.007)
+    assert box.take(1.008) == [(ONE, SetK(2)), (ONE, CloseSession())]
+
+
+def test_what_comes_too_late_leaves_in_time_for_the_step_after_it() -> None:
+    box = busy()
+    box.put(ONE, SetK(2))
+    box.take(1.008)
+    box.put(ONE, SetK(3))
+    assert due_in(box, 1.009) > STEP_S / 2
+    box.take(1.018)
+    assert box.is_empty
+
+
+def test_what_has_missed_its_step_leaves_at_once_and_others_have_the_time_of_the_next() -> None:
+    """Else a target whose steps get shorter would never hear of anything again."""
+    box = busy()
+    box.put(ONE, SetK(2))
+    box.on_frame(frame(), 1.005)
+    assert due_in(box, 1.005) == 0.0
+    assert box.leaves_in_s(1.005) == pytest.approx(GATHER_S)
+    assert box.take(1.005) == [(ONE, SetK(2))]
+    assert box.due_s(1.006) == pytest.approx(1.005 + GATHER_S)
+
+
+@pytest.mark.parametrize("gather_s", [1e9, math.inf, math.nan, -1.0])
+def test_no_target_can_have_anything_held_back_for_long(gather_s: float) -> None:
+    box = outbox()
+    box.on_frame(frame(gather_s), 1.0)
+    box.put(ONE, CloseSession())
+    assert due_in(box, 1.0) <= MAX_GATHER_S
+
+
+def known_costs() -> StepCostModel:
+    """1 ms a token."""
+    costs = StepCostModel()
+    for num_tokens in (1, 1, 1, 10, 10, 10, 40, 40, 40):
+        costs.observe(StepReport(0.001 * num_tokens, 1, num_tokens))
+    return costs
+
+
+def test_who_begins_while_an_idle_target_prefills_another_goes_along_with_those_after_it() -> None:
+    box = outbox(known_costs())
+    box.on_frame(frame(gather_s=0.0, num_tokens=40), 0.0)
+    box.put(ONE, opening(40))
+    assert due_in(box, 1.0) == 0.0
+    box.take(1.0)
+    box.put(SessionId(2), opening(40))
+    assert due_in(box, 1.001) == pytest.approx(0.035, rel=0.3)
+    assert len(box.take(1.036)) == 1
+
+
+def test_a_report_that_crossed_with_an_opening_does_not_know_of_its_prefill() -> None:
+    box = outbox(known_costs())
+    for now_s in (0.99, 1.0):
+        box.on_frame(frame(num_heard=1, num_tokens=40), now_s)
+    for session_id in (1, 2):
+        box.put(SessionId(session_id), opening(40))
+    box.take(1.008)
+    box.on_frame(frame(num_heard=1), 1.010)
+    assert box.leaves_in_s(1.010) > 2 * GATHER_S
+    box.on_frame(frame(num_heard=2), 1.046)
+    assert box.leaves_in_s(1.046) == pytest.approx(GATHER_S)
