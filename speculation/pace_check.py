@@ -24,6 +24,12 @@ FIRST_STRETCH_TOKENS = 256
 STRETCH_TOKENS = 8192
 """The same between comparisons while drafting wins. A comparison costs about 20 plain steps: 0.2 % of it."""
 
+LIKELY_WIN = 1.5
+"""Committed tokens per step with which drafting can only lose if it makes steps half as long again. Comparisons are
+then put off, up to `MAX_STRETCHES` stretches: most deployments lose nothing worth mentioning by them."""
+
+MAX_STRETCHES = 8
+
 TRIAL_TOKENS = 128
 """The same where drafting lost the last comparison."""
 
@@ -59,6 +65,9 @@ class _Pace:
     def clear(self) -> None:
         self._steps.clear()
 
+    def tokens_per_step(self) -> float:
+        return sum(num_tokens for num_tokens, _ in self._steps) / max(1, len(self._steps))
+
     def tokens_per_s(self) -> float:
         longest_s = OUTLIER_FACTOR * median(elapsed_s for _, elapsed_s in self._steps)
         usual = [(num_tokens, elapsed_s) for num_tokens, elapsed_s in self._steps if elapsed_s <= longest_s]
@@ -81,6 +90,7 @@ class _Comparison:
         self._drafting = _Pace(DRAFTING_STEPS * num_sessions)
         self._plain = _Pace(PLAIN_STEPS * num_sessions)
         self._num_losses = 0  # in a row
+        self._num_put_off = 0
         self._begin(_Phase.DRAFTING, FIRST_STRETCH_TOKENS)
 
     @property
@@ -97,12 +107,22 @@ class _Comparison:
             if self._plain.num_steps == PLAIN_STEPS * self._num_sessions:
                 self._compare()
         elif self._num_left <= 0:
-            self._plain.clear()
-            self._begin(*self._next_after(self._phase))
+            self._end_stretch()
 
-    @staticmethod
-    def _next_after(phase: _Phase) -> tuple[_Phase, int]:
-        return (_Phase.COMPARING, 0) if phase is _Phase.DRAFTING else (_Phase.DRAFTING, TRIAL_TOKENS)
+    def _end_stretch(self) -> None:
+        self._plain.clear()
+        if self._phase is _Phase.RESTING:
+            self._begin(_Phase.DRAFTING, TRIAL_TOKENS)
+        elif self._can_wait():
+            self._num_put_off += 1
+            self._begin(_Phase.DRAFTING, self._stretch)
+        else:
+            self._num_put_off = 0
+            self._begin(_Phase.COMPARING, 0)
+
+    def _can_wait(self) -> bool:
+        is_likely = self._drafting.tokens_per_step() >= LIKELY_WIN
+        return is_likely and not self._num_losses and self._num_put_off < MAX_STRETCHES - 1
 
     def _compare(self) -> None:
         drafting_wins = self._drafting.tokens_per_s() > self._plain.tokens_per_s()
@@ -118,6 +138,7 @@ class _Comparison:
 
     def _begin(self, phase: _Phase, num_tokens: int) -> None:
         self._phase = phase
+        self._stretch = num_tokens
         self._num_left = num_tokens * self._num_sessions
 
 

@@ -224,7 +224,7 @@ def test_new_sessions_know_what_the_deployment_knows() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_comes_back_within_bounded_tokens_when_the_drafter_becomes_good(seed: int) -> None:
-    policy = policy_of("goodput", costs=costs_of(lambda n: 0.02 + 0.001 * n))
+    policy = GoodputK(8, costs_of(lambda n: 0.02 + 0.001 * n), AcceptanceProfile())
     session = Session(policy, 0.0, seed=seed)
     session.run(20000)
     assert policy.k() <= 2
@@ -238,7 +238,7 @@ def test_comes_back_within_bounded_tokens_when_the_drafter_becomes_good(seed: in
 
 
 def test_probes_end_and_become_rare() -> None:
-    policy = policy_of("goodput", costs=costs_of(lambda n: 0.02 + 0.001 * n))
+    policy = GoodputK(8, costs_of(lambda n: 0.02 + 0.001 * n), AcceptanceProfile())
     session, starts, before = Session(policy, 0.0), [], 0
     session.run(200)
     for step in range(20000):
@@ -253,7 +253,7 @@ def test_probes_end_and_become_rare() -> None:
 
 
 def test_a_probe_without_drafts_gives_up() -> None:
-    policy = policy_of("goodput", costs=costs_of(lambda n: 0.02 + 0.001 * n))
+    policy = GoodputK(8, costs_of(lambda n: 0.02 + 0.001 * n), AcceptanceProfile())
     feed(policy, 10, 4, 0)
     assert policy.k() == 0
     ks = feed(policy, 2000, 0, 0)
