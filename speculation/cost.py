@@ -287,6 +287,7 @@ class DraftPace:
         self._restarted = 0.0  # the verdict from which the drafter is known to have started again; that one or later
         self._last_verdict: float | None = None
         self._missed = False  # that verdict was a miss
+        self._gathers_since: float | None = None  # what comes later was told to gather
         self._num_free_runs = 0  # verdicts since that one
         self._last_arrival: float | None = None
         self._in_burst = False  # nothing but arrivals since the last one
@@ -316,7 +317,12 @@ class DraftPace:
             self._num_free_runs += 1
         else:
             self._empty_since = self._restarted = now_s
-            self._missed, self._num_free_runs = missed, 0
+            self._missed, self._num_free_runs, self._gathers_since = missed, 0, None
+
+    def on_gathering(self, now_s: float) -> None:
+        """From now on drafts gather until a step is over: when the first comes says nothing of how soon it could."""
+        if self._gathers_since is None:
+            self._gathers_since = now_s
 
     def on_proposal(self, now_s: float, num_tokens: int) -> None:
         """``num_tokens`` live drafted tokens arrived at ``now_s`` (when they arrived, not when they were looked at).
@@ -327,7 +333,9 @@ class DraftPace:
             self._restart()
             return
         if self._empty_since is not None:
-            if self._missed and self._num_free_runs <= MAX_FREE_RUNS and now_s > self._empty_since:
+            gathered = self._gathers_since is not None and now_s > self._gathers_since
+            is_typical = self._missed and not gathered and self._num_free_runs <= MAX_FREE_RUNS
+            if is_typical and now_s > self._empty_since:
                 self._learn_redraft(now_s - self._empty_since)
             self._empty_since, self._in_burst = None, False
         if not self._in_burst or self._last_arrival is None:

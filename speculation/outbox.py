@@ -27,7 +27,8 @@ class Outbox(Generic[CommandT]):
         self._costs = costs
         self._departure = Departure()
         self._pending: list[tuple[SessionId, CommandT]] = []
-        self._has_missed = False  # there was something when the worker's last frame came: the step was short
+        self._has_left = False  # something, since the worker's last frame came
+        self._has_missed = False  # what was there in time for the last step: that was short
         self._most_tokens = 0  # of a step so far: no prefill is believed to take more at a time
         self._num_said = 0
         self._opening_s = 0.0  # the step with the prefills of sessions that were opened when so many commands ...
@@ -42,7 +43,8 @@ class Outbox(Generic[CommandT]):
             self._most_tokens = max(self._most_tokens, frame.step.num_tokens)
         if not 0 < frame.num_heard < self._num_opening:
             self._opening_s = 0.0
-        self._has_missed = bool(self._pending)
+        self._has_missed = bool(self._pending) and not self._has_left
+        self._has_left = False
         self._departure.on_news(max(frame.gather_s, self._opening_s), now_s)
 
     def put(self, session_id: SessionId, command: CommandT) -> None:
@@ -65,7 +67,7 @@ class Outbox(Generic[CommandT]):
         """Everything, in order; it leaves now."""
         items, self._pending = self._pending, []
         self._num_said += len(items)
-        has_missed, self._has_missed = self._has_missed, False
+        has_missed, self._has_missed, self._has_left = self._has_missed, False, True
         if opening_s := self._gather_for(items):
             self._opening_s, self._num_opening = max(self._opening_s, opening_s), self._num_said
         if not self._departure.gathers:

@@ -30,6 +30,10 @@ then put off, up to `MAX_STRETCHES` stretches: most deployments lose nothing wor
 
 MAX_STRETCHES = 8
 
+HOPELESS = 1.03
+"""Committed tokens per step below which nothing needs to be timed: drafting takes from the machine what that brings.
+`adaptive_k.SPECULATION_GAIN` asks as much of the promise; this asks it of what came in time."""
+
 TRIAL_TOKENS = 128
 """The same where drafting lost the last comparison."""
 
@@ -53,20 +57,27 @@ class _Pace:
     """Tokens per second of one session, over the latest steps."""
 
     def __init__(self, max_steps: int) -> None:
-        self._steps: deque[tuple[int, float]] = deque(maxlen=max_steps)
+        self._max_steps = max_steps
+        self._steps: deque[tuple[int, float]] = deque()
+        self._num_tokens = 0
 
     @property
-    def num_steps(self) -> int:
-        return len(self._steps)
+    def is_known(self) -> bool:
+        """As many steps were seen as are kept."""
+        return len(self._steps) == self._max_steps
 
     def observe(self, num_tokens: int, elapsed_s: float) -> None:
+        if self.is_known:
+            self._num_tokens -= self._steps.popleft()[0]
         self._steps.append((num_tokens, elapsed_s))
+        self._num_tokens += num_tokens
 
     def clear(self) -> None:
         self._steps.clear()
+        self._num_tokens = 0
 
     def tokens_per_step(self) -> float:
-        return sum(num_tokens for num_tokens, _ in self._steps) / max(1, len(self._steps))
+        return self._num_tokens / max(1, len(self._steps))
 
     def tokens_per_s(self) -> float:
         longest_s = OUTLIER_FACTOR * median(elapsed_s for _, elapsed_s in self._steps)
@@ -104,8 +115,10 @@ class _Comparison:
         (self._drafting if is_drafting else self._plain).observe(num_tokens, elapsed_s)
         self._num_left -= num_tokens
         if self._phase is _Phase.COMPARING:
-            if self._plain.num_steps == PLAIN_STEPS * self._num_sessions:
+            if self._plain.is_known:
                 self._compare()
+        elif self._phase is _Phase.DRAFTING and self._is_hopeless():
+            self._lose(max(2, self._num_losses + 1))
         elif self._num_left <= 0:
             self._end_stretch()
 
@@ -124,17 +137,25 @@ class _Comparison:
         is_likely = self._drafting.tokens_per_step() >= LIKELY_WIN
         return is_likely and not self._num_losses and self._num_put_off < MAX_STRETCHES - 1
 
+    def _is_hopeless(self) -> bool:
+        return self._drafting.is_known and self._drafting.tokens_per_step() < HOPELESS
+
     def _compare(self) -> None:
-        drafting_wins = self._drafting.tokens_per_s() > self._plain.tokens_per_s()
+        if self._drafting.tokens_per_s() <= self._plain.tokens_per_s():
+            self._lose(self._num_losses + 1)
+            return
+        self._num_losses = 0
         self._drafting.clear()
-        self._num_losses = 0 if drafting_wins else self._num_losses + 1
-        if drafting_wins:
-            self._begin(_Phase.DRAFTING, STRETCH_TOKENS)
-        elif self._num_losses == 1:  # once may be the noise of a shared machine
+        self._begin(_Phase.DRAFTING, STRETCH_TOKENS)
+
+    def _lose(self, num_losses: int) -> None:
+        """Lost so many times in a row."""
+        self._num_losses = num_losses
+        self._drafting.clear()
+        if num_losses == 1:  # once may be the noise of a shared machine
             self._begin(_Phase.DRAFTING, TRIAL_TOKENS)
         else:
-            num_lost_trials = min(self._num_losses - 2, 16)
-            self._begin(_Phase.RESTING, min(MAX_REST_TOKENS, MIN_REST_TOKENS << num_lost_trials))
+            self._begin(_Phase.RESTING, min(MAX_REST_TOKENS, MIN_REST_TOKENS << min(num_losses - 2, 16)))
 
     def _begin(self, phase: _Phase, num_tokens: int) -> None:
         self._phase = phase

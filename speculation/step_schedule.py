@@ -20,6 +20,13 @@ from speculation.verifier import VerifierSession
 OUTLOOK_STEPS = 8.0
 """Steps behind the mean of drafted tokens that the next step is expected to have."""
 
+LOOK_EVERY = 8
+"""Times that a session without drafts would not be waited for, of which one leaves them ungathered: how soon they can
+come is seen only then, and may have changed."""
+
+EARLY = 0.85
+"""Share of a step within which a session's first drafts have to be expected if they are to gather until it is over."""
+
 MAX_PROMPT_LOGPROBS = 128
 """Of one step and session: each takes a row of logits, which for a large vocabulary is half a megabyte."""
 
@@ -111,6 +118,7 @@ class StepSchedule(Generic[SessionT]):
         self._mean_drafted = 0.0  # of a session in a step
         self._waiting_since: float | None = None
         self._may_wait = True  # for drafts: not after it was said that they may gather
+        self._num_gathered = 0  # times in a row that they did although a session had none
 
     def open(self, command: OpenTarget, vocab_size: int) -> VerifierSession:
         """A session that starts from what the worker knows of its drafters, and adds to it."""
@@ -118,10 +126,9 @@ class StepSchedule(Generic[SessionT]):
 
     def next(self, sessions: Collection[SessionT], now_s: float, num_free_tokens: int) -> NextStep[SessionT]:
         """The next step over ``sessions``, oldest first; ``num_free_tokens`` KV positions belong to nobody."""
-        decoding = [session for session in sessions if session.is_decoding]
-        prefilling = [session for session in sessions if not session.is_decoding]
+        decoding, prefilling = _by_phase(sessions)
         waited_s = now_s - self._waiting_since if self._waiting_since is not None else 0.0
-        plan = self._plan(decoding, prefilling, now_s, waited_s)
+        plan = self._plan(decoding, prefilling, now_s, waited_s, self._may_wait)
         if plan.wait_s > 0:
             self._waiting_since = now_s if self._waiting_since is None else self._waiting_since
             return NextStep([], plan.wait_s)
@@ -138,17 +145,46 @@ class StepSchedule(Generic[SessionT]):
         self._costs.observe(report)
         return report
 
-    def outlook(self, entries: Sequence[StepEntry[SessionT]], sessions: Collection[SessionT]) -> float | None:
+    def outlook(
+        self, entries: Sequence[StepEntry[SessionT]], sessions: Collection[SessionT], now_s: float
+    ) -> float | None:
         """Seconds of the step that follows the one with ``entries``, for the ``sessions`` that go on; as those of late.
 
-        None where nothing should gather for it: that is unknown, it may wait for drafts, or there is none.
+        None where nothing should gather for it: that is unknown, it waits for drafts, or there is none.
         """
         num_drawn = sum(entry.is_complete for entry in entries)
         if num_drawn:
             num_drafted = sum(len(entry.drafted) for entry in entries) / num_drawn
             self._mean_drafted += (num_drafted - self._mean_drafted) / OUTLOOK_STEPS
-        self._may_wait = not sessions or _would_wait(sessions)
+        self._may_wait = not sessions or self._wants_at_once(sessions, now_s)
+        if not self._may_wait:
+            for session in sessions:
+                session.verifier.pace.on_gathering(now_s)
         return None if self._may_wait else self._next_step_s(sessions)
+
+    def _wants_at_once(self, sessions: Collection[SessionT], now_s: float) -> bool:
+        """Are drafts for the next step to leave as soon as there are any?
+
+        If it would wait for them; if they come so late in it that gathering might make them miss the one after it; and
+        now and then, to see how soon they can come.
+        """
+        if any(session.verifier.takes_turns for session in sessions):
+            return True
+        lacking = [session for session in sessions if session.verifier.lacks_drafts]
+        if len(sessions) > MAX_WAITING_SESSIONS or not lacking:
+            return False
+        self._num_gathered += 1
+        may_gather = self._num_gathered < LOOK_EVERY and self._come_early(lacking, now_s)
+        if may_gather and not self._plan(*_by_phase(sessions), now_s).wait_s:
+            return False
+        self._num_gathered = 0
+        return True
+
+    def _come_early(self, sessions: Collection[SessionT], now_s: float) -> bool:
+        """Are the first drafts expected well before the end of the next step?"""
+        step_s = self._costs.step_s(len(sessions), len(sessions))
+        first_s = [session.verifier.pace.expected_wait_s(1, now_s) for session in sessions]
+        return step_s is not None and all(one_s is not None and one_s <= EARLY * step_s for one_s in first_s)
 
     def _next_step_s(self, sessions: Collection[SessionT]) -> float | None:
         num_decoding = sum(session.is_decoding for session in sessions)
@@ -157,11 +193,16 @@ class StepSchedule(Generic[SessionT]):
         return self._costs.step_s(min(num_tokens, self._max_step_tokens), max(num_decoding, 1))
 
     def _plan(
-        self, decoding: Sequence[SessionT], prefilling: Sequence[SessionT], now_s: float, waited_s: float
+        self,
+        decoding: Sequence[SessionT],
+        prefilling: Sequence[SessionT],
+        now_s: float,
+        waited_s: float = 0.0,
+        may_wait: bool = True,
     ) -> StepPlan:
         num_prefill_tokens = min(sum(session.num_uncached for session in prefilling), self._max_step_tokens)
         return self._planner.plan(
-            [_candidate(session) for session in decoding], now_s, waited_s, num_prefill_tokens, self._may_wait
+            [_candidate(session) for session in decoding], now_s, waited_s, num_prefill_tokens, may_wait
         )
 
     def _add_prefills(
@@ -180,11 +221,11 @@ class StepSchedule(Generic[SessionT]):
         return session.num_uncached + self._max_step_tokens // 4 <= num_free_tokens
 
 
-def _would_wait(sessions: Collection[SessionT]) -> bool:
-    """Is the next step going to wait for drafts, perhaps?"""
-    if len(sessions) <= MAX_WAITING_SESSIONS and any(session.verifier.lacks_drafts for session in sessions):
-        return True
-    return any(session.verifier.takes_turns for session in sessions)
+def _by_phase(sessions: Collection[SessionT]) -> tuple[list[SessionT], list[SessionT]]:
+    """Those that decode and those that prefill."""
+    decoding = [session for session in sessions if session.is_decoding]
+    prefilling = [session for session in sessions if not session.is_decoding]
+    return decoding, prefilling
 
 
 def _candidate(session: CachedSession) -> Candidate:

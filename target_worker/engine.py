@@ -205,7 +205,7 @@ class VerifyEngine:
         for entry, outcome in zip(entries, outcomes, strict=True):
             if entry.is_complete:
                 verdicts.append((entry.session.key, self._conclude(entry, outcome, now_s)))
-        return self._take_frames(verdicts, report, self._schedule.outlook(entries, self._ready_sessions()))
+        return self._take_frames(verdicts, report, self._schedule.outlook(entries, self._ready_sessions(), now_s))
 
     def _conclude(self, entry: TargetEntry, outcome: Outcome, now_s: float) -> Verdict:
         session = entry.session

@@ -198,7 +198,7 @@ class ModelledTarget(_Worker[TargetCommand, TargetFrame, NextStep[CachedSession]
     def _gather_s(self, step: NextStep[CachedSession]) -> float:
         if not self._gathers:
             return 0.0
-        return self._trip.gather_s(self._schedule.outlook(step.entries, self._sessions.values()))
+        return self._trip.gather_s(self._schedule.outlook(step.entries, self._sessions.values(), self._clock.now_s))
 
     def _conclude(self, entry: StepEntry[CachedSession]) -> TargetEvent:
         session, verifier = entry.session, entry.session.verifier

@@ -183,6 +183,21 @@ def test_late_drafts_are_expected_ever_later_and_then_not_at_all() -> None:
         assert pace.expected_wait_s(1, 10.0 + elapsed_s) is None
 
 
+def test_drafts_that_gathered_say_nothing_of_how_soon_they_could_come() -> None:
+    pace = paced()
+    for start_s in range(10, 30):
+        pace.on_verdict(float(start_s), 1)
+        pace.on_verdict(float(start_s), 0)
+        pace.on_gathering(float(start_s))
+        pace.on_proposal(start_s + 0.012, 1)
+    assert pace.redraft_s == pytest.approx(0.006)
+    for start_s in range(30, 40):  # these were on their way before anybody was told to gather
+        pace.on_verdict(float(start_s), 0)
+        pace.on_gathering(start_s + 0.010)
+        pace.on_proposal(start_s + 0.008, 1)
+    assert pace.redraft_s == pytest.approx(0.008)
+
+
 def test_free_runs_do_not_make_a_silent_drafter_expected_again() -> None:
     pace = paced()
     for verdict in range(30):

@@ -11,7 +11,7 @@ from speculation.gathering import MAX_GATHER_S, Departure, FrameTrip, Hearing, R
 from speculation.guesses import guess_of
 from speculation.messages import NOTHING_HEARD, Commit, OpenDraft, OpenTarget, Proposal, Sampling, SessionId
 from speculation.simulator import AcceptanceByRun, Costs, Latencies, Load, Scenario, simulate
-from speculation.step_schedule import CachedSession, StepEntry, StepSchedule
+from speculation.step_schedule import LOOK_EVERY, CachedSession, StepEntry, StepSchedule
 
 STEP_S = 0.010
 
@@ -109,8 +109,35 @@ def test_nothing_gathers_where_the_target_may_be_waiting(
     right: bool, num_sessions: int, turns: bool, gathers: bool
 ) -> None:
     schedule, sessions = schedule_after_step(right, num_sessions, turns=turns)
-    assert (schedule.outlook([], sessions) is not None) is gathers
-    assert schedule.outlook([], []) is None  # nothing runs
+    assert (schedule.outlook([], sessions, 0.0) is not None) is gathers
+    assert schedule.outlook([], [], 0.0) is None  # nothing runs
+
+
+def schedule_that_knows(first_s: float) -> tuple[Schedule, list[CachedSession]]:
+    """One session without drafts; the first ones after a miss are known to take so long."""
+    schedule, sessions = schedule_after_step(right=False)
+    for _ in range(3):
+        schedule.report([StepEntry(sessions[0], [1], [], True)], STEP_S, 0.0)
+    pace = sessions[0].verifier.pace
+    for now_s in (1.0, 2.0, 3.0, 4.0):
+        pace.on_verdict(now_s, 1)
+        pace.on_verdict(now_s, 0)
+        pace.on_proposal(now_s + first_s, 1)
+    pace.on_verdict(5.0, 1)
+    pace.on_verdict(5.0, 0)
+    return schedule, sessions
+
+
+def test_drafts_that_come_early_in_a_step_that_does_not_wait_gather_but_for_a_look_now_and_then() -> None:
+    schedule, sessions = schedule_that_knows(0.7 * STEP_S)
+    gathers = [schedule.outlook([], sessions, 5.0) is not None for _ in range(2 * LOOK_EVERY)]
+    assert gathers == [*[True] * (LOOK_EVERY - 1), False] * 2
+
+
+@pytest.mark.parametrize("steps", [0.05, 0.95, 2.0])
+def test_drafts_that_are_waited_for_or_may_miss_the_step_leave_at_once(steps: float) -> None:
+    schedule, sessions = schedule_that_knows(steps * STEP_S)
+    assert not any(schedule.outlook([], sessions, 5.0) for _ in range(2 * LOOK_EVERY))
 
 
 def test_the_prefills_of_sessions_that_begin_are_foreseen() -> None:
@@ -118,9 +145,9 @@ def test_the_prefills_of_sessions_that_begin_are_foreseen() -> None:
     for num_tokens in (3, 3, 512, 512):
         entry = StepEntry(sessions[0], [1] * num_tokens, [], True)
         schedule.report([entry], STEP_S * (1 + num_tokens / 100), 0.0)
-    alone_s = schedule.outlook([], sessions)
+    alone_s = schedule.outlook([], sessions, 0.0)
     begins = CachedSession(SessionId(9), schedule.open(OpenTarget((1,) * 400, Sampling(), 500, (), 4), 50))
-    with_prefill_s = schedule.outlook([], [*sessions, begins])
+    with_prefill_s = schedule.outlook([], [*sessions, begins], 0.0)
     assert alone_s is not None
     assert with_prefill_s is not None
     assert with_prefill_s > 1.5 * alone_s

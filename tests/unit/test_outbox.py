@@ -87,6 +87,17 @@ def test_what_has_missed_its_step_leaves_at_once_and_others_have_the_time_of_the
     assert box.due_s(1.006) == pytest.approx(1.005 + GATHER_S)
 
 
+def test_what_comes_after_the_steps_frame_has_left_waits_for_the_next_steps() -> None:
+    box = busy()
+    box.put(ONE, SetK(2))
+    box.take(1.008)
+    box.put(ONE, SetK(3))
+    box.on_frame(frame(), 1.010)
+    assert box.due_s(1.010) == pytest.approx(1.010 + GATHER_S)
+    box.on_frame(frame(), 1.015)  # a shorter step: it has missed this one, and should not miss another
+    assert due_in(box, 1.015) == 0.0
+
+
 @pytest.mark.parametrize("gather_s", [1e9, math.inf, math.nan, -1.0])
 def test_no_target_can_have_anything_held_back_for_long(gather_s: float) -> None:
     box = outbox()
