@@ -17,6 +17,9 @@ from inference.noise import gumbel
 _BLOCK_ELEMENTS = 1 << 14
 """Tokens times positions of one block, 128 KiB. From there on arithmetic is what costs: making more saves nothing."""
 
+_MAX_POSITIONS = 16
+"""Of one block: each costs a Python call, and a tiny vocabulary has room for thousands."""
+
 _MAX_BLOCKS = 256
 """32 MiB at most, of all sequences. Only small batches come here, so the blocks of theirs are still there."""
 
@@ -27,7 +30,7 @@ def gumbel_of_all(
     """`gumbel` of the tokens [0, vocab_size), bit by bit: float64 [R, vocab_size], not to be changed."""
     if not is_made_ahead(len(seeds), vocab_size):
         return gumbel(seeds, positions, torch.arange(vocab_size, device=device))
-    size = _BLOCK_ELEMENTS // vocab_size
+    size = min(_BLOCK_ELEMENTS // vocab_size, _MAX_POSITIONS)
     rows = [
         _block(seed, position // size, size, vocab_size, device)[position % size]
         for seed, position in zip(seeds, positions, strict=True)
