@@ -31,7 +31,7 @@ then put off, up to `MAX_STRETCHES` stretches: most deployments lose nothing wor
 MAX_STRETCHES = 8
 
 HOPELESS = 1.03
-"""Committed tokens per step below which nothing needs to be timed: drafting takes from the machine what that brings.
+"""Committed tokens per step of a stretch below which nothing is timed: drafting takes as much from the machine.
 `adaptive_k.SPECULATION_GAIN` asks as much of the promise; this asks it of what came in time."""
 
 TRIAL_TOKENS = 128
@@ -43,8 +43,8 @@ MIN_REST_TOKENS, MAX_REST_TOKENS = 1024, 16384
 PLAIN_STEPS = 12
 """Plain steps of each session in a comparison. Their median is known to a few percent."""
 
-DRAFTING_STEPS = 64
-"""Latest steps with drafts that are compared with them."""
+DRAFTING_STEPS = 256
+"""Latest steps with drafts that are compared with them. Over a long link most bring one token, and few bring many."""
 
 SETTLING_STEPS = 3
 """Steps after drafting begins or ends that say nothing of how it will be."""
@@ -114,11 +114,10 @@ class _Comparison:
             return  # the session has not followed yet, or its own policy does not draft
         (self._drafting if is_drafting else self._plain).observe(num_tokens, elapsed_s)
         self._num_left -= num_tokens
+        self._num_steps += 1
         if self._phase is _Phase.COMPARING:
             if self._plain.is_known:
                 self._compare()
-        elif self._phase is _Phase.DRAFTING and self._is_hopeless():
-            self._lose(max(2, self._num_losses + 1))
         elif self._num_left <= 0:
             self._end_stretch()
 
@@ -126,6 +125,8 @@ class _Comparison:
         self._plain.clear()
         if self._phase is _Phase.RESTING:
             self._begin(_Phase.DRAFTING, TRIAL_TOKENS)
+        elif self._is_hopeless():
+            self._lose(max(2, self._num_losses + 1))
         elif self._can_wait():
             self._num_put_off += 1
             self._begin(_Phase.DRAFTING, self._stretch)
@@ -138,7 +139,8 @@ class _Comparison:
         return is_likely and not self._num_losses and self._num_put_off < MAX_STRETCHES - 1
 
     def _is_hopeless(self) -> bool:
-        return self._drafting.is_known and self._drafting.tokens_per_step() < HOPELESS
+        num_tokens = self._stretch * self._num_sessions - self._num_left
+        return num_tokens < HOPELESS * self._num_steps
 
     def _compare(self) -> None:
         if self._drafting.tokens_per_s() <= self._plain.tokens_per_s():
@@ -161,6 +163,7 @@ class _Comparison:
         self._phase = phase
         self._stretch = num_tokens
         self._num_left = num_tokens * self._num_sessions
+        self._num_steps = 0
 
 
 class PaceCheck:
