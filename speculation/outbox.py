@@ -27,8 +27,8 @@ class Outbox(Generic[CommandT]):
         self._costs = costs
         self._departure = Departure()
         self._pending: list[tuple[SessionId, CommandT]] = []
-        self._has_left = False  # something, since the worker's last frame came
-        self._has_missed = False  # what was there in time for the last step: that was short
+        self._has_left = False  # what gathered since the worker's last frame, when it was due
+        self._has_missed = False  # there was something that was not due when the last frame came: the step was short
         self._most_tokens = 0  # of a step so far: no prefill is believed to take more at a time
         self._num_said = 0
         self._opening_s = 0.0  # the step with the prefills of sessions that were opened when so many commands ...
@@ -67,13 +67,14 @@ class Outbox(Generic[CommandT]):
         """Everything, in order; it leaves now."""
         items, self._pending = self._pending, []
         self._num_said += len(items)
-        has_missed, self._has_missed, self._has_left = self._has_missed, False, True
+        has_missed, self._has_missed = self._has_missed, False
         if opening_s := self._gather_for(items):
             self._opening_s, self._num_opening = max(self._opening_s, opening_s), self._num_said
         if not self._departure.gathers:
             self._departure.gather_for(opening_s, now_s)
         elif not has_missed:  # else there is time for others before the step is over
             self._departure.on_left(now_s)
+            self._has_left = True
         return items
 
     def _gather_for(self, items: list[tuple[SessionId, CommandT]]) -> float:

@@ -4,7 +4,7 @@
 device and slows its steps (two processes on one GPU: 0.8 of plain decoding at an acceptance of 1), and drafts that are
 right and come too late. So now and then all sessions that share a drafter and a target decode plainly for some steps,
 and their tokens per second are compared with those right before. Where drafting loses twice in a row it rests; trials
-find out when that is over.
+find out when that is over. Where next to nothing comes in time there is nothing to compare: it rests too.
 """
 
 from __future__ import annotations
@@ -30,21 +30,24 @@ then put off, up to `MAX_STRETCHES` stretches: most deployments lose nothing wor
 
 MAX_STRETCHES = 8
 
-HOPELESS = 1.03
-"""Committed tokens per step of a stretch below which nothing is timed: drafting takes as much from the machine.
-`adaptive_k.SPECULATION_GAIN` asks as much of the promise; this asks it of what came in time."""
-
 TRIAL_TOKENS = 128
 """The same where drafting lost the last comparison."""
 
 MIN_REST_TOKENS, MAX_REST_TOKENS = 1024, 16384
 """Committed tokens without drafts, for each session, between trials, doubled after each that was lost."""
 
+HOPELESS = 1.03
+"""Committed tokens per step of a stretch below which nothing is timed: drafting takes as much from the machine.
+`adaptive_k.SPECULATION_GAIN` asks as much of the promise; this asks it of what came in time."""
+
 PLAIN_STEPS = 12
 """Plain steps of each session in a comparison. Their median is known to a few percent."""
 
-DRAFTING_STEPS = 256
-"""Latest steps with drafts that are compared with them. Over a long link most bring one token, and few bring many."""
+DRAFTING_STEPS = 64
+"""Latest steps of each session with drafts that are compared with them, ..."""
+
+MIN_DRAFTING_STEPS = 256
+"""... and of all sessions at least: over a long link most steps bring one token, and few bring many."""
 
 SETTLING_STEPS = 3
 """Steps after drafting begins or ends that say nothing of how it will be."""
@@ -57,27 +60,21 @@ class _Pace:
     """Tokens per second of one session, over the latest steps."""
 
     def __init__(self, max_steps: int) -> None:
-        self._max_steps = max_steps
-        self._steps: deque[tuple[int, float]] = deque()
-        self._num_tokens = 0
+        self._steps: deque[tuple[int, float]] = deque(maxlen=max_steps)
 
     @property
     def is_known(self) -> bool:
         """As many steps were seen as are kept."""
-        return len(self._steps) == self._max_steps
+        return len(self._steps) == self._steps.maxlen
 
     def observe(self, num_tokens: int, elapsed_s: float) -> None:
-        if self.is_known:
-            self._num_tokens -= self._steps.popleft()[0]
         self._steps.append((num_tokens, elapsed_s))
-        self._num_tokens += num_tokens
 
     def clear(self) -> None:
         self._steps.clear()
-        self._num_tokens = 0
 
     def tokens_per_step(self) -> float:
-        return self._num_tokens / max(1, len(self._steps))
+        return sum(num_tokens for num_tokens, _ in self._steps) / max(1, len(self._steps))
 
     def tokens_per_s(self) -> float:
         longest_s = OUTLIER_FACTOR * median(elapsed_s for _, elapsed_s in self._steps)
@@ -98,7 +95,7 @@ class _Comparison:
 
     def __init__(self, num_sessions: int) -> None:
         self._num_sessions = num_sessions
-        self._drafting = _Pace(DRAFTING_STEPS * num_sessions)
+        self._drafting = _Pace(max(MIN_DRAFTING_STEPS, DRAFTING_STEPS * num_sessions))
         self._plain = _Pace(PLAIN_STEPS * num_sessions)
         self._num_losses = 0  # in a row
         self._num_put_off = 0

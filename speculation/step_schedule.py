@@ -170,8 +170,10 @@ class StepSchedule(Generic[SessionT]):
         """
         if any(session.verifier.takes_turns for session in sessions):
             return True
+        if len(sessions) > MAX_WAITING_SESSIONS:
+            return False
         lacking = [session for session in sessions if session.verifier.lacks_drafts]
-        if len(sessions) > MAX_WAITING_SESSIONS or not lacking:
+        if not lacking:
             return False
         self._num_gathered += 1
         may_gather = self._num_gathered < LOOK_EVERY and self._come_early(lacking, now_s)

@@ -98,6 +98,15 @@ def test_what_comes_after_the_steps_frame_has_left_waits_for_the_next_steps() ->
     assert due_in(box, 1.015) == 0.0
 
 
+def test_steps_that_get_shorter_one_after_the_other_hold_nothing_back_twice() -> None:
+    box = busy()
+    for now_s in (1.005, 1.009, 1.012):  # each over before what gathers for it is due
+        box.put(ONE, SetK(2))
+        box.on_frame(frame(), now_s)
+        assert due_in(box, now_s) == 0.0
+        box.take(now_s)
+
+
 @pytest.mark.parametrize("gather_s", [1e9, math.inf, math.nan, -1.0])
 def test_no_target_can_have_anything_held_back_for_long(gather_s: float) -> None:
     box = outbox()
@@ -123,6 +132,16 @@ def test_who_begins_while_an_idle_target_prefills_another_goes_along_with_those_
     box.put(SessionId(2), opening(40))
     assert due_in(box, 1.001) == pytest.approx(0.035, rel=0.3)
     assert len(box.take(1.036)) == 1
+
+
+def test_who_gathers_for_a_prefill_that_is_over_sooner_does_not_wait_for_another_step() -> None:
+    box = outbox(known_costs())
+    box.on_frame(frame(gather_s=0.0, num_tokens=40), 0.0)
+    box.put(ONE, opening(40))
+    box.take(1.0)
+    box.put(SessionId(2), opening(40))
+    box.on_frame(frame(num_heard=1), 1.020)
+    assert due_in(box, 1.020) == 0.0
 
 
 def test_a_report_that_crossed_with_an_opening_does_not_know_of_its_prefill() -> None:
