@@ -255,6 +255,10 @@ async def test_drafter_that_gave_up_a_session_has_room_for_another() -> None:
         first = asyncio.create_task(generate(stack, generate_request()))
         await eventually(lambda: drafts[0].num_sessions == 1, "the first session at the first drafter")
         drafts[0].refuse_all()
+        await eventually(
+            lambda: not any(one.num_sessions for one in stack.coordinator._live_state().workers if one.role == "draft"),
+            "the refusal noticed",
+        )
         second = asyncio.create_task(generate(stack, generate_request()))
         await eventually(lambda: drafts[0].num_sessions + drafts[1].num_sessions == 1, "the second at a drafter")
         assert drafts[0].num_sessions == 1
