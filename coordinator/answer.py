@@ -57,9 +57,11 @@ class Answer:
 
     def _tokens_event(self, emit: Emit) -> TokensEvent:
         pieces = []
+        num_looked_up = emit.num_accepted + emit.num_looked_up
         for index, token_id in enumerate(emit.token_ids):
             logprobs = emit.logprobs[index] if emit.logprobs else None
-            pieces.append(TokenPiece(token_id, self._text_of(token_id), index < emit.num_accepted, logprobs))
+            drafted, looked_up = index < emit.num_accepted, emit.num_accepted <= index < num_looked_up
+            pieces.append(TokenPiece(token_id, self._text_of(token_id), drafted, logprobs, looked_up))
             if self._stop_string is not None:
                 break
         text = "".join([piece.text for piece in pieces])

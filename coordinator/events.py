@@ -31,6 +31,8 @@ class TokenPiece:
     drafted: bool
     logprobs: TokenLogprobs | None = None
     """If asked for."""
+    looked_up: bool = False
+    """The target had found it in the sequence before it drew it."""
 
 
 @dataclass(frozen=True, slots=True)

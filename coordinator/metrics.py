@@ -52,6 +52,8 @@ _STAT_COUNTERS: dict[str, tuple[str, Callable[[SessionStats], int]]] = {
     "spec_decode_num_drafts": ("Verify steps with drafted tokens.", lambda stats: stats.num_drafts),
     "spec_decode_num_draft_tokens": ("Drafted tokens verified.", lambda stats: stats.num_drafted),
     "spec_decode_num_accepted_tokens": ("Drafted tokens accepted.", lambda stats: stats.num_accepted),
+    "lookup_tokens": ("Tokens looked up in the sequence and verified.", lambda stats: stats.num_looked_up),
+    "lookup_tokens_accepted": ("Of these, accepted.", lambda stats: stats.num_looked_up_accepted),
     "generation_tokens": ("Tokens generated.", lambda stats: stats.num_committed),
     "decode_steps": ("Steps that committed tokens, of each session.", lambda stats: stats.num_steps),
     "free_run_steps": ("Steps without drafted tokens.", lambda stats: stats.num_free_run_steps),

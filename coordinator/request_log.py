@@ -54,6 +54,8 @@ def _summary(session: Session) -> dict[str, Any]:
         "num_steps": stats.num_steps,
         "num_drafted": stats.num_drafted,
         "num_accepted": stats.num_accepted,
+        "num_looked_up": stats.num_looked_up,
+        "num_looked_up_accepted": stats.num_looked_up_accepted,
         "queue_s": _elapsed_s(session.arrived_s, session.placed_s),
         "first_token_s": _elapsed_s(session.arrived_s, session.first_token_s),
         "total_s": _elapsed_s(session.arrived_s, session.over_s),

@@ -50,9 +50,9 @@ class CoordinatorSettings(TelemetrySettings):
     None: no other origin than the server's own."""
     policy: Literal["fixed", "threshold", "goodput"] = "goodput"
     """How K is chosen where a request does not say."""
-    max_k: int = Field(6, ge=0, le=64)
-    """Greatest K (for ``fixed`` the K itself) where a request does not say. 0 is plain decoding. On the demo pair 8 is
-    a little faster than 6, and wastes more of what it verifies."""
+    max_k: int = Field(12, ge=0, le=64)
+    """Greatest K (for ``fixed`` the K itself) where a request does not say. 0 is plain decoding. It bounds what is
+    looked up too: on the demo pair's greedy text 12 is 8 % faster than 6, at temperature 0.8 no different."""
     max_lookahead: int = Field(64, ge=0, le=256)
     """Draft at most this many tokens beyond the committed ones: two rounds of ``max_k`` and the tokens between."""
     max_branches: int = Field(4, ge=0, le=16)

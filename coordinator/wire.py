@@ -113,7 +113,7 @@ def _tokens_to_proto(event: TokensEvent) -> generation_pb2.Tokens:
 
 
 def _token_to_proto(piece: TokenPiece) -> generation_pb2.Token:
-    token = generation_pb2.Token(id=piece.token_id, text=piece.text, drafted=piece.drafted)
+    token = generation_pb2.Token(id=piece.token_id, text=piece.text, drafted=piece.drafted, looked_up=piece.looked_up)
     if piece.logprobs is not None:
         token.logprob = piece.logprobs.logprob
         token.top_logprobs.extend(
@@ -167,6 +167,8 @@ def _stats_to_proto(event: FinishedEvent) -> generation_pb2.SpeculationStats:
         steps_by_accepted=stats.steps_by_accepted,
         num_wasted=stats.num_wasted,
         estimated_speedup=event.estimated_speedup,
+        num_looked_up=stats.num_looked_up,
+        num_looked_up_accepted=stats.num_looked_up_accepted,
     )
 
 

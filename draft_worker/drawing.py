@@ -14,6 +14,7 @@ from speculation.draft_distribution import WEIGHT_BITS, DraftDistribution
 from speculation.draft_lines import DraftLine
 from speculation.drafter import DrafterSession
 from speculation.guesses import NUM_RUNNERS_UP, Guess, guess_from, guess_of
+from speculation.messages import TokenId
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,14 @@ class LineEnd:
     rows: SequenceRows
     mask: Mask = None
     """What a grammar allows there."""
+    looked_up: tuple[TokenId, ...] = ()
+    """Behind the line, and before the token."""
 
     def row(self) -> SamplingRow:
         """How the token is drawn."""
-        row = self.rows.fixed or self.rows.row(self.drafter.committed, self.drafter.ahead(self.line))
+        row = self.rows.fixed or self.rows.row(
+            self.drafter.committed, [*self.drafter.ahead(self.line), *self.looked_up]
+        )
         if self.mask is not None:
             row = row.with_allowed(self.mask)
         takes_best = self.drafter.sampling.by_ratio and not self.drafter.sampling.needs_q
@@ -36,7 +41,7 @@ class LineEnd:
 
     @property
     def position(self) -> int:
-        return self.drafter.position(self.line)
+        return self.drafter.position(self.line) + len(self.looked_up)
 
 
 Draw: TypeAlias = Callable[[Tensor, Sequence[LineEnd], int], Sequence[Guess]]

@@ -7,6 +7,7 @@ in frames: at once while the target may be waiting for it, a few tokens together
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -97,12 +98,15 @@ class DraftEngine:
         grammars: GrammarCompiler | None = None,
         metrics: DraftMetrics | None = None,
         tracing: Tracing = NO_TRACING,
+        looks_up: bool = True,
     ) -> None:
         """``vocab_size`` is the tokenizer's size. At most ``flush_tokens`` drafted tokens of a line wait to leave
-        together. Without ``grammars`` sessions with a grammar are refused."""
+        together. Without ``grammars`` sessions with a grammar are refused. ``looks_up``: see
+        `speculation.prompt_lookup`.
+        """
         self._runtime = runtime
         self._vocab_size = vocab_size
-        self._schedule: DraftSchedule[_Session] = DraftSchedule(max_step_tokens)
+        self._schedule: DraftSchedule[_Session] = DraftSchedule(max_step_tokens, looks_up)
         self._flush_tokens = flush_tokens
         self._clock = clock
         self._metrics = metrics or DraftMetrics()
@@ -212,29 +216,30 @@ class DraftEngine:
             for entry in entries:
                 entry.line.num_cached += len(entry.token_ids)
             drawing = [entry for entry in entries if entry.draws]
-            self._draw(logits, drawing)
+            num_drafted = self._draw(logits, drawing)
             step_s = self._clock() - start_s
             self._schedule.report(entries, step_s)
-            self._count(entries, drawing, step_s)
+            num_tokens = sum(len(entry.token_ids) for entry in entries)
+            num_branch = sum(entry.line is not entry.session.drafter.main for entry in drawing)
+            self._metrics.stepped(len(entries), num_tokens, num_drafted - num_branch, num_branch, step_s)
             return
-
-    def _count(
-        self, entries: Sequence[DraftEntry[_Session]], drawing: Sequence[DraftEntry[_Session]], step_s: float
-    ) -> None:
-        num_main = sum(entry.line is entry.session.drafter.main for entry in drawing)
-        num_tokens = sum(len(entry.token_ids) for entry in entries)
-        self._metrics.stepped(len(entries), num_tokens, num_main, len(drawing) - num_main, step_s)
 
     def _forward(self, entries: Sequence[DraftEntry[_Session]]) -> Tensor:
         return self._runtime.forward(
             [
-                Chunk(entry.session.sequence_of(entry.line, self._runtime), entry.token_ids, int(entry.draws))
+                Chunk(
+                    entry.session.sequence_of(entry.line, self._runtime),
+                    [*entry.token_ids, *entry.verified],
+                    entry.num_draws,
+                )
                 for entry in entries
             ]
         )
 
     def _shrink(self, entries: list[DraftEntry[_Session]], error: OutOfKVBlocks) -> list[DraftEntry[_Session]]:
-        """Branches go first, all that there are; then the session furthest ahead, which needs it least."""
+        """What was looked up goes first, then all branches; then the session furthest ahead, which needs it least."""
+        if any(entry.num_looked_up for entry in entries):
+            return [entry.without_lookup() for entry in entries]
         branches = [(session, line) for session in self._sessions.values() for line in session.drafter.lines[1:]]
         for session, branch in branches:
             session.drafter.give_up(branch)
@@ -245,16 +250,24 @@ class DraftEngine:
         self._fail(furthest.session.key, SessionError(SessionErrorCode.OUT_OF_MEMORY, str(error)))
         return others
 
-    def _draw(self, logits: Tensor, entries: Sequence[DraftEntry[_Session]]) -> None:
+    def _draw(self, logits: Tensor, entries: Sequence[DraftEntry[_Session]]) -> int:
+        """Draws what follows the entries; how many tokens that brought."""
         masks, failed = self._masks(entries)
         ends = [
-            LineEnd(entry.session.drafter, entry.line, entry.session.rows, mask)
+            LineEnd(entry.session.drafter, entry.line, entry.session.rows, mask, entry.verified[:index])
             for entry, mask in zip(entries, masks, strict=True)
+            for index in range(entry.num_draws)
         ]
-        for end, guess in zip(ends, draw_guesses(logits, ends, self._vocab_size), strict=True):
-            end.drafter.drafted(end.line, guess)
+        guesses = iter(draw_guesses(logits, ends, self._vocab_size))
+        num_drafted = len(ends)
+        for entry in entries:
+            num_wrong = entry.conclude(list(itertools.islice(guesses, entry.num_draws)))
+            if num_wrong:
+                self._runtime.truncate(entry.session.sequences[entry.line.id], entry.line.num_cached)
+                num_drafted -= num_wrong
         for key, error in failed.items():
             self._fail(key, SessionError(SessionErrorCode.INVALID, f"grammar: {error}"))
+        return num_drafted
 
     def _masks(self, entries: Sequence[DraftEntry[_Session]]) -> tuple[list[Mask], dict[SessionKey, GrammarError]]:
         """What the grammars allow at the end of each line, and the sessions whose grammar fails there."""

@@ -74,6 +74,7 @@ def load(
         grammars=grammars,
         metrics=metrics,
         tracing=tracing,
+        looks_up=settings.lookup,
     )
     make_thread: MakeThread[DraftFrame] = functools.partial(ModelThread, engine, num_threads=threads, woken_by=grammars)
     return LoadedWorker(info, tokenizer_json.encode(), make_thread)

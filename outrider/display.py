@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from outrider.client import Finished, Tokens
+from outrider.client import Finished, Token, Tokens
 
 DRAFTED = "green"
+LOOKED_UP = "cyan"
 TARGET = "bold underline"  # told apart without colours too
 
 _SHOWN = {0x1B: "␛", **dict.fromkeys(range(0x80, 0xA0), "�")}
@@ -67,7 +68,10 @@ class TokenPrinter:
 
     def legend(self) -> None:
         if self.styled:
-            line = Text.assemble(("drafted and accepted", DRAFTED), ", ", ("the target's own", TARGET), "\n")
+            line = Text.assemble(
+                ("drafted and accepted", DRAFTED), ", ", ("looked up in the text so far", LOOKED_UP), ", "
+            )
+            line.append_text(Text.assemble(("the target's own", TARGET), "\n"))
             self._console.print(line)
 
     def prompt(self, text: str, everywhere: bool = False) -> None:
@@ -86,7 +90,7 @@ class TokenPrinter:
         elif "".join(token.text for token in event.tokens) != event.text:
             self._write(Text(_printable(event.text)))
         else:
-            pieces = [(_printable(token.text), DRAFTED if token.drafted else TARGET) for token in event.tokens]
+            pieces = [(_printable(token.text), _style(token)) for token in event.tokens]
             self._write(Text.assemble(*pieces))
 
     def end(self) -> None:
@@ -103,6 +107,10 @@ class TokenPrinter:
         self._console.print(text, end="", soft_wrap=True)
 
 
+def _style(token: Token) -> str:
+    return DRAFTED if token.drafted else LOOKED_UP if token.looked_up else TARGET
+
+
 def summary_line(finished: Finished) -> str:
     """Tokens, time and what speculation did, in one line."""
     stats, count, total_s = finished.speculation, finished.usage.completion_tokens, finished.timing.total_s
@@ -110,6 +118,8 @@ def summary_line(finished: Finished) -> str:
     line += finished.finish_reason
     if stats.num_drafted:
         line += f"; {stats.num_accepted} of {stats.num_drafted} drafted tokens accepted ({stats.acceptance_rate:.0%}), "
+        if stats.num_looked_up:
+            line += f"{stats.num_looked_up_accepted} of {stats.num_looked_up} looked up, "
         line += f"{stats.mean_acceptance_length:.2f} tokens per step, mean K {stats.mean_k:.1f}"
     return line
 

@@ -72,6 +72,8 @@ class Token:
     drafted: bool
     logprobs: TokenLogprobs | None = None
     """If asked for."""
+    looked_up: bool = False
+    """The target had found it in the sequence before it drew it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,9 @@ class SpeculationStats:
     """Drafted tokens that draft workers sent and that were not accepted."""
     estimated_speedup: float = 0.0
     """Over plain decoding; 0 if unknown, or decoded plainly."""
+    num_looked_up: int = 0
+    """Tokens that targets had looked up in the sequence itself and verified behind the drafted ones."""
+    num_looked_up_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +245,9 @@ def _started(started: pb.Started) -> Started:
 
 
 def _tokens(tokens: pb.Tokens, choice: int) -> Tokens:
-    items = tuple(Token(token.id, token.text, token.drafted, _logprobs(token)) for token in tokens.tokens)
+    items = tuple(
+        Token(token.id, token.text, token.drafted, _logprobs(token), token.looked_up) for token in tokens.tokens
+    )
     return Tokens(tokens.text, items, tokens.num_drafted, tokens.k, choice)
 
 
@@ -286,6 +293,8 @@ def _finished(finished: pb.Finished, choice: int) -> Finished:
             steps_by_accepted=tuple(sorted(stats.steps_by_accepted.items())),
             num_wasted=stats.num_wasted,
             estimated_speedup=stats.estimated_speedup,
+            num_looked_up=stats.num_looked_up,
+            num_looked_up_accepted=stats.num_looked_up_accepted,
         ),
         timing=Timing(timing.queue_s, timing.first_token_s, timing.total_s),
         choice=choice,

@@ -327,6 +327,8 @@ def _verdict_to_proto(verdict: Verdict) -> target_pb2.Verdict:
         missed=verdict.missed,
         caught=verdict.caught,
         finish_reason=_FINISH_TO_PROTO[verdict.finish_reason],
+        num_looked_up=verdict.num_looked_up,
+        num_looked_up_accepted=verdict.num_looked_up_accepted,
     )
     if verdict.logprobs:  # hardly ever there, and empty lists cost as much as the rest
         message.logprobs.extend(map(logprobs_to_proto, verdict.logprobs))
@@ -376,6 +378,8 @@ def _verdict_from_proto(message: target_pb2.Verdict) -> Verdict:
         message.caught,
         tuple(map(_logprobs_from_proto, message.logprobs)),
         tuple(map(_logprobs_from_proto, message.prompt_logprobs)),
+        message.num_looked_up,
+        message.num_looked_up_accepted,
     )
 
 

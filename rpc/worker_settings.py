@@ -31,6 +31,8 @@ class WorkerSettings(TelemetrySettings):
     """KV positions of all sessions together; allocated at start."""
     graphs: bool = True
     """On CUDA, record small steps as CUDA graphs when starting; they run several times faster."""
+    lookup: bool = True
+    """Also try what followed where the end of a sequence stood in it before."""
     max_step_tokens: Annotated[int, Field(ge=16)] = 512
     """Most tokens in one forward pass; longer prompts are prefilled in chunks."""
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 5.0

@@ -5,19 +5,24 @@ So all growths of all sessions, main lines and branches alike, are sorted by tha
 of them with the highest sum of chances per second, by what steps have cost so far. Where branches do not hit, or
 another row costs as much as another step, main lines are all that is left; where a row is nearly free, branches fill
 the step.
+
+A main line may also grow by several tokens at once: where what follows can be looked up in the sequence, the draft
+model verifies that as the target verifies drafts. Each such token is one more row, worth the chance that it is reached.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from speculation.cost import StepCostModel
 from speculation.draft_lines import DraftLine, Growth
 from speculation.drafter import DrafterSession
-from speculation.guesses import GuessStatistics
+from speculation.guesses import Guess, GuessStatistics
 from speculation.messages import OpenDraft, StepReport, TokenId
+from speculation.prompt_lookup import NOTHING, LookedUp, LookupStatistics
 
 IDLE_BELOW = 0.03
 """A token that will be of use less often than this is not drafted at all: the processor may be wanted elsewhere."""
@@ -46,37 +51,83 @@ class DraftEntry(Generic[SessionT]):
     token_ids: list[TokenId]
     draws: bool
     """False for a prefill chunk that does not reach the end of the sequence: nothing is drawn for it."""
+    looked_up: LookedUp = NOTHING
+    """What may follow behind the token that is drawn next, for a main line."""
+    num_looked_up: int = 0
+    """How many of those the step verifies."""
+
+    @property
+    def verified(self) -> tuple[TokenId, ...]:
+        """Tokens looked up that are in the step behind ``token_ids``; something is drawn behind each of them too."""
+        return self.looked_up.token_ids[: self.num_looked_up]
+
+    @property
+    def num_draws(self) -> int:
+        return 1 + self.num_looked_up if self.draws else 0
+
+    def without_lookup(self) -> DraftEntry[SessionT]:
+        """The same step with one token drawn."""
+        return replace(self, num_looked_up=0)
+
+    def conclude(self, guesses: Sequence[Guess]) -> int:
+        """``num_draws`` guesses were drawn. Returns how many rows the cache is to lose: those of wrong tokens."""
+        drafter = self.session.drafter
+        if self.line is not drafter.main:
+            drafter.drafted(self.line, guesses[0])
+            return 0
+        num_right = drafter.drafted_along(self.looked_up, self.num_looked_up, guesses)
+        self.line.num_cached += num_right
+        return self.num_looked_up - num_right
 
 
 class DraftSchedule(Generic[SessionT]):
     """Chooses the steps of one draft worker and learns from them."""
 
-    def __init__(self, max_step_tokens: int) -> None:
+    def __init__(self, max_step_tokens: int, looks_up: bool = True) -> None:
+        """``max_step_tokens``: tokens of a step, prefill included. ``looks_up``: `speculation.prompt_lookup`."""
         self._max_step_tokens = max_step_tokens
         self._costs = StepCostModel(REFIT_EVERY)
         self._statistics = GuessStatistics()
         self._ratio_statistics = GuessStatistics()  # their guesses are of another kind
+        self._lookups = LookupStatistics() if looks_up else None
 
     def open(self, command: OpenDraft, vocab_size: int, max_context: int) -> DrafterSession:
         """A session that starts from what the worker knows of its guesses, and adds to it."""
         statistics = self._ratio_statistics if command.sampling.by_ratio else self._statistics
-        return DrafterSession(command, vocab_size, max_context, statistics)
+        return DrafterSession(command, vocab_size, max_context, statistics, self._lookups)
 
     def next(self, sessions: Collection[SessionT]) -> list[DraftEntry[SessionT]]:
         """The lines of this step, those that need it least last; branches that begin are made."""
-        ways = [(growth, session) for session in sessions for growth in self._worthwhile(session)]
-        ways.sort(key=lambda way: -way[0].reach)
+        ways: list[_Way[SessionT]] = []
+        found: dict[int, LookedUp] = {}
+        for session in sessions:
+            for growth in self._worthwhile(session):
+                ways.append(_Way(growth.reach, session, growth))
+                if growth.is_main:
+                    found[id(session)] = self._look_up(session, growth.reach, ways)
+        ways.sort(key=lambda way: -way.reach)
+        chosen = ways[: self._best_count([way.reach for way in ways])]
+        num_looked_up = Counter(id(way.session) for way in chosen if way.growth is None)
         entries: list[DraftEntry[SessionT]] = []
         budget = self._max_step_tokens
-        for growth, session in ways[: self._best_count([growth for growth, _ in ways])]:
+        for way in chosen:
             if budget <= 0:
                 break
-            line = session.drafter.grow(growth)
-            uncached = session.drafter.uncached(line)
-            chunk = uncached[:budget]
-            entries.append(DraftEntry(session, line, chunk, len(chunk) == len(uncached)))
-            budget -= len(chunk)
+            if way.growth is None:
+                continue
+            key = id(way.session)
+            looked_up = found[key] if way.growth.is_main else NOTHING
+            entries.append(_entry(way.session, way.growth, budget, looked_up, num_looked_up[key]))
+            budget -= len(entries[-1].token_ids) + entries[-1].num_looked_up
         return entries
+
+    def _look_up(self, session: SessionT, reach: float, ways: list[_Way[SessionT]]) -> LookedUp:
+        """Adds the ways to verify what may follow the session's main line, which is reached by that chance."""
+        if self._costs.curve(1, 1) is None:  # another row is not known to pay
+            return NOTHING
+        looked_up, chances = session.drafter.look_up()
+        ways += [_Way(reach * chance, session, None) for chance in chances if reach * chance >= IDLE_BELOW]
+        return looked_up
 
     def has_work(self, sessions: Collection[SessionT]) -> bool:
         """Will `next` find something to draft?"""
@@ -93,14 +144,14 @@ class DraftSchedule(Generic[SessionT]):
         may_begin = self._costs.curve(1, 1) is not None
         return (growth for growth in growths if growth.reach >= IDLE_BELOW and (growth.is_main or may_begin))
 
-    def _best_count(self, growths: Sequence[Growth]) -> int:
-        """How many of ``growths``, best first, to take for the most useful tokens per second."""
+    def _best_count(self, reaches: Sequence[float]) -> int:
+        """How many of ``reaches``, best first, to take for the most useful tokens per second."""
         curve = self._costs.curve(1, 1)
         if curve is None:
-            return len(growths)
+            return len(reaches)
         total, best, best_rate = 0.0, 0, 0.0
-        for count, growth in enumerate(growths, start=1):
-            total += growth.reach
+        for count, reach in enumerate(reaches, start=1):
+            total += reach
             rate = total / curve.at(count)
             if rate > best_rate:
                 best, best_rate = count, rate
@@ -108,6 +159,26 @@ class DraftSchedule(Generic[SessionT]):
 
     def report(self, entries: Sequence[DraftEntry[SessionT]], step_s: float) -> None:
         """What the step with these entries cost. Steps that also fed prompts say nothing about rows."""
-        num_tokens = sum(len(entry.token_ids) for entry in entries)
-        if num_tokens <= 2 * len(entries):
-            self._costs.observe(StepReport(step_s, 1, len(entries)))
+        if sum(len(entry.token_ids) for entry in entries) <= 2 * len(entries):
+            self._costs.observe(StepReport(step_s, 1, sum(1 + entry.num_looked_up for entry in entries)))
+
+
+class _Way(NamedTuple, Generic[SessionT]):
+    """One more row of a step."""
+
+    reach: float
+    session: SessionT
+    growth: Growth | None
+    """None: one more token looked up behind the session's main line."""
+
+
+def _entry(
+    session: SessionT, growth: Growth, budget: int, looked_up: LookedUp, num_looked_up: int
+) -> DraftEntry[SessionT]:
+    line = session.drafter.grow(growth)
+    uncached = session.drafter.uncached(line)
+    chunk = uncached[:budget]
+    draws = len(chunk) == len(uncached)
+    if not draws or not growth.is_main:
+        return DraftEntry(session, line, chunk, draws)
+    return DraftEntry(session, line, chunk, draws, looked_up, min(num_looked_up, budget - len(chunk)))

@@ -15,6 +15,7 @@ from speculation.fingerprint import Fingerprint, extend, fingerprint
 from speculation.gathering import Departure
 from speculation.guesses import Guess, GuessStatistics
 from speculation.messages import Commit, OpenDraft, Proposal, TokenId
+from speculation.prompt_lookup import NOTHING, LookedUp, LookupStatistics, PromptLookup
 
 MAX_LOOKAHEAD = 256
 """A greater lookahead is cut to this: one session must not draft for ever."""
@@ -25,6 +26,8 @@ MAX_BRANCHES = 16
 FIRST_OF_BRANCH = 2
 """Tokens of a branch that leave together first. The target says the first one itself; only the second saves a step."""
 
+MAX_LOOKED_UP = 8
+"""Tokens looked up that a step verifies behind a main line. It takes fewer where their chances do not pay."""
 
 BRANCH_FLUSHES = 2
 """Times the tokens of the main line that leave together: so many of all branches do, when they leave alone."""
@@ -38,9 +41,18 @@ class DrafterSession:
     """One session's committed tokens and the lines drafted beyond them."""
 
     def __init__(
-        self, command: OpenDraft, vocab_size: int, max_context: int, statistics: GuessStatistics | None = None
+        self,
+        command: OpenDraft,
+        vocab_size: int,
+        max_context: int,
+        statistics: GuessStatistics | None = None,
+        lookups: LookupStatistics | None = None,
     ) -> None:
-        """``statistics`` are the worker's: the session starts from them and adds to them."""
+        """``statistics`` and ``lookups`` are the worker's: the session starts from them and adds to them.
+
+        Without ``lookups`` nothing is looked up; nor under a grammar, or for ratios: when a draft comes must not depend
+        on which token it is there.
+        """
         self.sampling = command.sampling
         self.prompt_length = command.sampling.prompt_length or len(command.token_ids)
         self._lookahead = min(command.lookahead, MAX_LOOKAHEAD)
@@ -51,6 +63,8 @@ class DrafterSession:
         max_branches = 0 if command.sampling.by_ratio else min(command.max_branches, MAX_BRANCHES)
         self._departure = Departure()
         self._lines = DraftLines(GuessStatistics(statistics), max_branches)
+        looks_up = command.sampling.grammar is None and not command.sampling.by_ratio
+        self._lookup = PromptLookup(lookups) if lookups is not None and looks_up else None
 
     @property
     def num_committed(self) -> int:
@@ -91,6 +105,15 @@ class DrafterSession:
             return iter(())
         return self._lines.growths(self._lookahead, self._max_length - len(self._committed))
 
+    def look_up(self) -> tuple[LookedUp, tuple[float, ...]]:
+        """What may follow the main line, and P(the first d of those are drafted) for d = 1, 2, ..."""
+        if self._lookup is None:
+            return NOTHING, ()
+        main = self._lines.main
+        room = min(self._lookahead, self._max_length - len(self._committed)) - len(main) - 1
+        looked_up = self._lookup.find(self._committed, main.token_ids, min(room, MAX_LOOKED_UP))
+        return looked_up, self._lookup.chances(looked_up)
+
     def grow(self, growth: Growth) -> DraftLine:
         """The line that ``growth`` extends, which is a new branch if it says so."""
         return growth.line if growth.line is not None else self._lines.begin(growth, len(self._committed))
@@ -130,6 +153,22 @@ class DrafterSession:
     def drafted(self, line: DraftLine, guess: Guess) -> None:
         """The draft model drew ``guess`` at the end of ``line``."""
         self._lines.add(line, guess)
+
+    def drafted_along(self, looked_up: LookedUp, num_tokens: int, guesses: Sequence[Guess]) -> int:
+        """The draft model drew ``guesses`` at the end of the main line and behind ``num_tokens`` tokens looked up.
+
+        One that was looked up stands if it is what was drawn there: what is drafted is the same as one at a time.
+        Returns how many stand.
+        """
+        num_right = 0
+        for guess in guesses:
+            self._lines.add(self._lines.main, guess)
+            if num_right == num_tokens or guess.token_id != looked_up.token_ids[num_right]:
+                break
+            num_right += 1
+        if self._lookup is not None:
+            self._lookup.observe(looked_up, [guess.token_id for guess in guesses[: num_right + 1]])
+        return num_right
 
     def commit(self, command: Commit, now_s: float = 0.0) -> None:
         """Follows the target: what agrees stays drafted, the rest is dropped at once, unsent tokens included.

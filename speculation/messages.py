@@ -122,8 +122,8 @@ class FinishReason(enum.Enum):
 class Verdict:
     """What one verify step committed for one session: positions ``[start, start + len(token_ids))``.
 
-    The first ``num_accepted`` tokens were drafted. The last is the target's own, except when an accepted drafted
-    token ended the session.
+    The first ``num_accepted`` tokens were drafted, the next ``num_looked_up_accepted`` looked up in the sequence. The
+    last is the target's own, except when an accepted one ended the session.
     """
 
     start: int
@@ -144,6 +144,9 @@ class Verdict:
     """As many as ``token_ids`` if the session asked for them."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """In a session's first verdict, if it asked: of the prompt's tokens from the second on."""
+    num_looked_up: int = 0
+    """Tokens that the step verified behind the drafted ones: the target itself had found them in the sequence."""
+    num_looked_up_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,15 @@ class Candidate:
     """None: no drafter feeds this session."""
     turn: Turn | None = None
     """Set for a session that takes turns with its drafter; it sits out until its turn comes."""
+    looked_up: tuple[float, ...] = ()
+    """P(the first d of the tokens looked up behind the staged ones are right, if those are) for d = 1, 2, ..."""
+
+    @property
+    def chances(self) -> tuple[float, ...]:
+        """P(the first d of all tokens that may enter are accepted) for d = 1, 2, ...; never rising."""
+        staged = self.survival[: min(self.k, self.num_staged)]
+        reached = staged[-1] if staged else 1.0
+        return (*staged, *[reached * chance for chance in self.looked_up[: self.k - len(staged)]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,18 @@ class _Cycle:
 
 
 @dataclass(frozen=True, slots=True)
+class _FreeRun:
+    """A step without drafts, of one session."""
+
+    num_tokens: float  # that it commits
+    step_s: float
+
+    @property
+    def rate(self) -> float:
+        return self.num_tokens / self.step_s
+
+
+@dataclass(frozen=True, slots=True)
 class _Feed:
     """A candidate as the waiting rule sees it: what is staged and what is expected to arrive."""
 
@@ -101,6 +122,11 @@ class _Feed:
     first_s: float  # seconds until the next draft arrives; inf: none will
     token_s: float  # seconds per further draft
     cycle: _Cycle
+    looked_up: tuple[float, ...]  # chances of what fills a step behind the drafts
+
+    def reached(self, depth: int) -> float:
+        """P(the first ``depth`` drafts are accepted)."""
+        return self.survival[depth - 1] if depth else 1.0
 
     def num_at(self, after_s: float) -> int:
         """Drafts there ``after_s`` from now, used ones included; no more than two steps can use."""
@@ -206,16 +232,24 @@ def _may_wait(one: Candidate, now_s: float, longest_s: float) -> bool:
 def _feed(one: Candidate, best_k: int, num_sessions: int, now_s: float, curve: StepCurve) -> _Feed | None:
     """None if drafts are wanted and it is not known when they will be here."""
     gains = [0.0, *accumulate(one.survival)]
-    plain = _Cycle(1.0 / curve.at(num_sessions), 0.0)
+    free = _free_run(one.looked_up, num_sessions, curve)
+    plain = _Cycle(free.rate, 0.0)
     if one.pace is None or best_k == 0:
-        return _Feed(one.num_staged, best_k, one.survival, gains, math.inf, 1.0, plain)
+        return _Feed(one.num_staged, best_k, one.survival, gains, math.inf, 1.0, plain, one.looked_up)
     first_s, redraft_s, token_s = one.pace.expected_wait_s(1, now_s), one.pace.redraft_s, one.pace.token_s
     if first_s is None and one.num_staged >= best_k:
-        return _Feed(one.num_staged, best_k, one.survival, gains, math.inf, 1.0, plain)
+        return _Feed(one.num_staged, best_k, one.survival, gains, math.inf, 1.0, plain, one.looked_up)
     if first_s is None or redraft_s is None or token_s is None:
         return None
-    cycle = _cycle(one.survival, gains, best_k, redraft_s, token_s, num_sessions, curve)
-    return _Feed(one.num_staged, best_k, one.survival, gains, first_s, token_s, cycle)
+    cycle = _cycle(one.survival, gains, best_k, redraft_s, token_s, num_sessions, curve, free)
+    return _Feed(one.num_staged, best_k, one.survival, gains, first_s, token_s, cycle, one.looked_up)
+
+
+def _free_run(looked_up: Sequence[float], num_sessions: int, curve: StepCurve) -> _FreeRun:
+    """The best step without drafts: a plain one, or one that verifies what was looked up."""
+    gains = [0.0, *accumulate(looked_up)]
+    runs = [_FreeRun(1.0 + gain, curve.at(num_sessions * (1 + count))) for count, gain in enumerate(gains)]
+    return max(runs, key=lambda run: run.rate)
 
 
 def _cycle(
@@ -226,6 +260,7 @@ def _cycle(
     token_s: float,
     num_sessions: int,
     curve: StepCurve,
+    free: _FreeRun,
 ) -> _Cycle:
     plain_s = curve.at(num_sessions)
     full_k = min(best_k, max(0, int(plain_s / max(token_s, 1e-9)) - 1))  # drafts that keep coming during a step
@@ -233,9 +268,11 @@ def _cycle(
     going_on = min(_agrees(survival, full_k), MAX_GOING_ON)
     num_full = 1.0 / (1.0 - going_on)  # full steps of a streak, once begun
 
-    num_plain = max(1, math.ceil(redraft_s / plain_s))  # plain steps until drafts are here
-    begins = _agrees(survival, num_plain - 1) if num_plain <= len(survival) else 0.0
-    rate = (num_plain + begins * num_full * (1.0 + gains[full_k])) / (num_plain * plain_s + begins * num_full * full_s)
+    num_free = max(1, math.ceil(redraft_s / free.step_s))  # free-runs until drafts are here
+    num_overtaken = round(num_free * free.num_tokens)
+    begins = _agrees(survival, num_overtaken - 1) if num_overtaken <= len(survival) else 0.0
+    tokens = num_free * free.num_tokens + begins * num_full * (1.0 + gains[full_k])
+    rate = tokens / (num_free * free.step_s + begins * num_full * full_s)
     for count in _counts(best_k):
         begins = _agrees(survival, count)
         tokens = 1.0 + gains[count] + begins * num_full * (1.0 + gains[full_k])
@@ -248,12 +285,15 @@ def _value(feeds: Sequence[_Feed], wait_s: float, curve: StepCurve) -> float:
     """What running after ``wait_s`` is worth, in tokens; only differences mean something."""
     num_sessions = len(feeds)
     drafted = [min(feed.num_at(wait_s), feed.best_k) for feed in feeds]
-    end_s = wait_s + curve.at(num_sessions + sum(drafted))
+    behind = [feed.looked_up[: feed.best_k - depth] for feed, depth in zip(feeds, drafted, strict=True)]
+    end_s = wait_s + curve.at(num_sessions + sum(drafted) + sum(map(len, behind)))
     value = 0.0
-    for feed, depth in zip(feeds, drafted, strict=True):
+    for feed, depth, looked_up in zip(feeds, drafted, behind, strict=True):
         cycle = feed.cycle
-        value += 1.0 + feed.gains[depth] - cycle.rate * end_s
-        num_next = min(feed.num_at(end_s) - depth - 1, feed.best_k)  # staged for the step after, if it goes on
+        num_overtaken = feed.reached(depth) * sum(looked_up)
+        value += 1.0 + feed.gains[depth] + num_overtaken - cycle.rate * end_s
+        # staged for the step after, if it goes on
+        num_next = min(feed.num_at(end_s) - depth - 1 - round(num_overtaken), feed.best_k)
         if num_next >= 0:
             next_s = curve.at(num_sessions * (1 + num_next))
             goes_on = 1.0 + feed.gains[num_next] - cycle.rate * next_s + _agrees(feed.survival, num_next) * cycle.streak
@@ -280,12 +320,12 @@ def _counts(most: int) -> list[int]:
 def _chances(candidates: Sequence[Candidate], max_drafted: int, staged_only: bool = True) -> list[tuple[float, int]]:
     """``(survival, candidate index)`` of the drafted tokens that may enter the step, most likely first.
 
-    ``staged_only`` False: as if everything up to K were staged.
+    ``staged_only`` False: as if everything up to K were staged by the drafter.
     """
     chances = [
         (chance, index)
         for index, candidate in enumerate(candidates)
-        for chance in candidate.survival[: min(candidate.k, candidate.num_staged) if staged_only else candidate.k]
+        for chance in (candidate.chances if staged_only else candidate.survival[: candidate.k])
     ]
     if len(candidates) > 1:
         chances.sort(reverse=True)

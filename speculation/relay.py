@@ -65,7 +65,7 @@ class ToDraft:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """Give to the client: the first ``num_accepted`` tokens were drafted."""
+    """Give to the client: the first ``num_accepted`` tokens were drafted, the next ``num_looked_up`` looked up."""
 
     token_ids: tuple[TokenId, ...]
     num_accepted: int
@@ -75,6 +75,7 @@ class Emit:
     """As many as ``token_ids`` if the session asked for them."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the prompt's tokens from the second on, in the first one if the session asked."""
+    num_looked_up: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,8 @@ class SessionStats:
     q_bytes_relayed: int = 0
     steps_by_accepted: Counter[int] = field(default_factory=Counter)
     """Steps with drafted tokens, by how many of those were accepted."""
+    num_looked_up: int = 0
+    num_looked_up_accepted: int = 0
 
     def count(self, verdict: Verdict, k: int) -> None:
         """Adds one step that had ``k`` as its cap."""
@@ -125,6 +128,8 @@ class SessionStats:
         self.num_committed += len(verdict.token_ids)
         self.num_drafted += verdict.num_drafted
         self.num_accepted += verdict.num_accepted
+        self.num_looked_up += verdict.num_looked_up
+        self.num_looked_up_accepted += verdict.num_looked_up_accepted
         self.num_dropped += verdict.num_dropped
         self.num_misses += verdict.missed
         self.num_caught += verdict.caught
@@ -303,7 +308,7 @@ class RelaySession:
         self.stats.count(verdict, self._k)
         emit = Emit(
             *(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k),
-            *(verdict.logprobs, verdict.prompt_logprobs),
+            *(verdict.logprobs, verdict.prompt_logprobs, verdict.num_looked_up_accepted),
         )
         if verdict.finish_reason is not None:
             return self._end([emit, Finish(verdict.finish_reason)], close_target=False)

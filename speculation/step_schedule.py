@@ -15,6 +15,7 @@ from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.cost import DraftPace, StepCostModel
 from speculation.messages import OpenTarget, SessionId, StepReport, TokenId
 from speculation.planner import MAX_WAITING_SESSIONS, Candidate, StepPlan, StepPlanner
+from speculation.prompt_lookup import LookupStatistics
 from speculation.verifier import VerifierSession
 
 OUTLOOK_STEPS = 8.0
@@ -108,13 +109,14 @@ class NextStep(Generic[SessionT]):
 class StepSchedule(Generic[SessionT]):
     """Chooses the steps of one target worker and learns from them."""
 
-    def __init__(self, max_step_tokens: int) -> None:
-        """``max_step_tokens``: tokens of a step, prefill included."""
+    def __init__(self, max_step_tokens: int, looks_up: bool = True) -> None:
+        """``max_step_tokens``: tokens of a step, prefill included. ``looks_up``: `speculation.prompt_lookup`."""
         self._max_step_tokens = max_step_tokens
         self._costs = StepCostModel()
         self._planner = StepPlanner(self._costs, max_step_tokens)
         self._profile = AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
         self._pace = DraftPace()
+        self._lookups = LookupStatistics() if looks_up else None
         self._mean_drafted = 0.0  # of a session in a step
         self._waiting_since: float | None = None
         self._may_wait = True  # for drafts: not after it was said that they may gather
@@ -122,7 +124,7 @@ class StepSchedule(Generic[SessionT]):
 
     def open(self, command: OpenTarget, vocab_size: int) -> VerifierSession:
         """A session that starts from what the worker knows of its drafters, and adds to it."""
-        return VerifierSession(command, vocab_size, self._profile, self._pace)
+        return VerifierSession(command, vocab_size, self._profile, self._pace, self._lookups)
 
     def next(self, sessions: Collection[SessionT], now_s: float, num_free_tokens: int) -> NextStep[SessionT]:
         """The next step over ``sessions``, oldest first; ``num_free_tokens`` KV positions belong to nobody."""
@@ -239,6 +241,7 @@ def _candidate(session: CachedSession) -> Candidate:
         survival=verifier.profile.survival(verifier.k),
         pace=verifier.pace if verifier.k else None,
         turn=verifier.turn,
+        looked_up=verifier.lookup_chances,
     )
 
 

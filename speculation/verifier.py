@@ -23,6 +23,7 @@ from speculation.cost import DraftPace
 from speculation.draft_distribution import DraftDistribution, one_hot
 from speculation.draft_tree import DraftTree, Graft
 from speculation.messages import FinishReason, OpenTarget, Proposal, TokenId, Verdict
+from speculation.prompt_lookup import NOTHING, LookedUp, LookupStatistics, PromptLookup
 from speculation.turns import Turn
 
 MAX_PROPOSAL_TOKENS = 256
@@ -34,11 +35,22 @@ MAX_K = 256
 class VerifierSession:
     """Committed and staged tokens of one session at the target."""
 
-    def __init__(self, command: OpenTarget, vocab_size: int, profile: AcceptanceProfile, pace: DraftPace) -> None:
-        """``profile`` and ``pace`` are the worker's: the session starts from them and adds to them."""
+    def __init__(
+        self,
+        command: OpenTarget,
+        vocab_size: int,
+        profile: AcceptanceProfile,
+        pace: DraftPace,
+        lookups: LookupStatistics | None = None,
+    ) -> None:
+        """``profile``, ``pace`` and ``lookups`` are the worker's: the session starts from them and adds to them.
+
+        Without ``lookups`` nothing is looked up; nor where a session takes turns, or verifies by ratios: those judge a
+        token by what it was drawn from.
+        """
         self.sampling = command.sampling
         self.prompt_length = command.sampling.prompt_length or len(command.token_ids)
-        self.set_k(command.k)
+        self.k = min(command.k, MAX_K)
         self.profile = AcceptanceProfile(profile)
         self.pace = DraftPace(pace)
         self._shared_profile = profile
@@ -49,6 +61,9 @@ class VerifierSession:
         self._num_dropped = 0
         self._num_late = self._num_late_right = 0
         self._takes_turns = command.turns
+        looks_up = lookups is not None and not command.turns and not command.sampling.by_ratio
+        self._lookup = PromptLookup(lookups) if lookups is not None and looks_up else None
+        self._looked_up: LookedUp | None = None  # behind what is staged; None: not looked for yet
         self.logprobs = command.logprobs
         self._prompt_logprobs = command.prompt_logprobs
         self._last_verdict_s: float | None = None
@@ -56,7 +71,7 @@ class VerifierSession:
 
     def set_k(self, k: int) -> None:
         """Verify at most ``k`` drafted tokens in one step from now on."""
-        self.k = min(k, MAX_K)
+        self.k, self._looked_up = min(k, MAX_K), None
 
     @property
     def token_ids(self) -> Sequence[TokenId]:
@@ -72,6 +87,7 @@ class VerifierSession:
         """Keeps what is live of a proposal. A malformed one is dropped like a stale one: drafts are hints."""
         graft = self._graft(self._credible(proposal) if self.sampling.by_ratio else _without_q(proposal))
         self._num_dropped += len(proposal.token_ids) - graft.num_new
+        self._looked_up = None
         if not self.sampling.by_ratio:  # what would have been kept by a ratio need not be what was drawn without it
             self._learn_late(graft.num_late, graft.num_late_right)
         if not proposal.is_branch:  # branches come when the drafter has time for them: they tell nothing of its pace
@@ -106,7 +122,7 @@ class VerifierSession:
     @property
     def num_staged(self) -> int:
         """Staged tokens that could still be verified."""
-        return len(self.drafted(self._max_length))
+        return len(self._staged(self._max_length))
 
     @property
     def turn(self) -> Turn | None:
@@ -130,9 +146,29 @@ class VerifierSession:
         """Leaves room for the target's own token."""
         return self._max_length - len(self.token_ids) - 1
 
-    def drafted(self, k: int) -> list[TokenId]:
-        """Up to ``k`` staged tokens to verify, never past the end of the sequence."""
+    def _staged(self, k: int) -> list[TokenId]:
         return self._tree.main_line(min(k, self._max_drafted))
+
+    def _behind_staged(self) -> LookedUp:
+        """What was looked up for the rest of K."""
+        if self._looked_up is None:
+            self._looked_up = NOTHING
+            if self._lookup is not None and self.k:
+                staged = self._staged(self.k)
+                num_tokens = min(self.k, self._max_drafted) - len(staged)
+                self._looked_up = self._lookup.find(self.token_ids, staged, num_tokens)
+        return self._looked_up
+
+    @property
+    def lookup_chances(self) -> tuple[float, ...]:
+        """P(the first d tokens looked up behind the staged ones are right, if those are) for d = 1, 2, ..."""
+        looked_up = self._behind_staged()
+        return self._lookup.chances(looked_up) if self._lookup is not None and looked_up.token_ids else ()
+
+    def drafted(self, k: int) -> list[TokenId]:
+        """Up to ``k`` tokens to verify, never past the end of the sequence: staged ones, then what was looked up."""
+        staged = self._staged(k)
+        return [*staged, *self._behind_staged().token_ids[: k - len(staged)]] if len(staged) < k else staged
 
     def staged_behind(self, drafted: Sequence[TokenId]) -> list[tuple[TokenId, DraftDistribution]]:
         """``drafted`` and, if there is one, the token staged behind them, each with what it was drawn from."""
@@ -145,25 +181,31 @@ class VerifierSession:
 
         ``draws[i]`` is the target's token after the committed tokens and ``drafted[:i]``; one more than ``drafted``.
         """
-        num_accepted = 0
-        while num_accepted < len(drafted) and drafted[num_accepted] == draws[num_accepted]:
-            num_accepted += 1
+        num_right = 0
+        while num_right < len(drafted) and drafted[num_right] == draws[num_right]:
+            num_right += 1
+        num_drafted = len(drafted) if self._lookup is None else len(self._staged(len(drafted)))
         start = len(self.token_ids)
-        committed, finish_reason = self._cut_at_end(draws[: num_accepted + 1], start)
-        missed = num_accepted < len(drafted)
-        num_accepted = min(num_accepted, len(committed))
+        committed, finish_reason = self._cut_at_end(draws[: num_right + 1], start)
+        missed = num_right < num_drafted
+        num_right = min(num_right, len(committed))
+        num_accepted = min(num_right, num_drafted)
         if finish_reason is None:
-            self._learn(len(drafted), num_accepted)
+            self._learn(num_drafted, num_accepted)
+            self._learn_lookup(committed)
             if not missed:
-                missed = self._contradicts_next_staged(len(drafted), committed[-1])
+                missed = self._contradicts_next_staged(num_drafted, committed[-1])
         num_contradicted = self._tree.commit(committed)
+        self._looked_up = None
         self.pace.on_verdict(now_s, self.num_staged, missed)
         self._last_verdict_s, self._missed = now_s, missed
         verdict = Verdict(
             start=start,
             token_ids=committed,
-            num_drafted=len(drafted),
+            num_drafted=num_drafted,
             num_accepted=num_accepted,
+            num_looked_up=len(drafted) - num_drafted,
+            num_looked_up_accepted=num_right - num_accepted,
             num_staged=self.num_staged,
             num_dropped=self._num_dropped + num_contradicted,
             finish_reason=finish_reason,
@@ -183,6 +225,11 @@ class VerifierSession:
         is_right = line[num_drafted] == own_token
         self._learn_late(1, int(is_right))
         return not is_right
+
+    def _learn_lookup(self, committed: Sequence[TokenId]) -> None:
+        """Also of what the step did not take, as far as the target has decided it."""
+        if self._lookup is not None and self._looked_up:
+            self._lookup.observe(self._looked_up, committed[self.num_staged :])
 
     def _learn_late(self, num_late: int, num_right: int) -> None:
         self._num_late += num_late

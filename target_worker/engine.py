@@ -61,10 +61,11 @@ class VerifyEngine:
         grammars: GrammarCompiler | None = None,
         metrics: TargetMetrics | None = None,
         tracing: Tracing = NO_TRACING,
+        looks_up: bool = True,
     ) -> None:
         """``vocab_size`` is the tokenizer's size; ids beyond it are never drawn nor accepted.
 
-        Without ``grammars`` sessions with a grammar are refused.
+        Without ``grammars`` sessions with a grammar are refused. ``looks_up``: `speculation.prompt_lookup`.
         """
         self._runtime = runtime
         self._metrics = metrics or TargetMetrics()
@@ -72,7 +73,7 @@ class VerifyEngine:
         self._vocab_size = vocab_size
         self._clock = clock
         self._forward = VerifyForward(runtime, vocab_size, self._preempt, self._make_room, self._fail)
-        self._schedule: StepSchedule[TargetSession] = StepSchedule(max_step_tokens)
+        self._schedule: StepSchedule[TargetSession] = StepSchedule(max_step_tokens, looks_up)
         self._sessions: dict[SessionKey, TargetSession] = {}
         self._errors: list[tuple[SessionKey, SessionError]] = []
         self._trips: defaultdict[ConnectionId, FrameTrip] = defaultdict(FrameTrip)

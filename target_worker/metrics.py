@@ -14,7 +14,7 @@ class TargetMetrics(WorkerMetrics):
 
     def __init__(self) -> None:
         super().__init__()
-        tokens = self.counter("step_tokens", "Tokens that went through the model, by why.", "kind")
+        tokens = self.counter("step_tokens", "Tokens that went through the model, by why; draft: as a guess.", "kind")
         self._prefilled, self._decoded, self._drafted = map(tokens.labels, ("prefill", "decode", "draft"))
         proposals = self.counter("proposals", "Proposals that came, by what became of them.", "outcome")
         self._live, self._stale, self._dropped = map(proposals.labels, ("live", "stale", "dropped"))

@@ -72,6 +72,7 @@ def load(
         grammars=grammars,
         metrics=metrics,
         tracing=tracing,
+        looks_up=settings.lookup,
     )
     make_thread: MakeThread[TargetFrame] = functools.partial(
         ModelThread, engine, num_threads=threads, woken_by=grammars

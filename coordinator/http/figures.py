@@ -41,6 +41,8 @@ def metrics(finished: Sequence[FinishedEvent]) -> Json:
             "num_free_run_steps": sum(event.stats.num_free_run_steps for event in finished),
             "num_draft_tokens": drafted,
             "num_accepted_tokens": accepted,
+            "num_lookup_tokens": sum(event.stats.num_looked_up for event in finished),
+            "num_accepted_lookup_tokens": sum(event.stats.num_looked_up_accepted for event in finished),
             "num_proposed_tokens": sum(event.stats.num_proposed for event in finished),
             "acceptance_rate": _ratio(accepted, drafted),
             "mean_acceptance_length": _ratio(completion, steps),
@@ -76,7 +78,13 @@ def trace(event: TokensEvent) -> Json:
     step = event.trace
     num_branch = 0 if step is None else step.num_branch
     tokens = [
-        {"id": piece.token_id, "text": piece.text, "drafted": piece.drafted, "branch": index < num_branch}
+        {
+            "id": piece.token_id,
+            "text": piece.text,
+            "drafted": piece.drafted,
+            "branch": index < num_branch,
+            "looked_up": piece.looked_up,
+        }
         for index, piece in enumerate(event.tokens)
     ]
     told: Json = {"tokens": tokens, "num_drafted": event.num_drafted, "k": event.k}

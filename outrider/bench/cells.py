@@ -14,7 +14,10 @@ from outrider.bench.measure import Block, Condition, Round
 from outrider.bench.systems import OUTRIDER, PLAIN, Run
 from outrider.client import SpeculationStats
 
-_COUNTS: Final = ("num_steps", "num_free_run_steps", "num_proposed", "num_dropped", "num_drafted", "num_accepted")
+_COUNTS: Final = (
+    *("num_steps", "num_free_run_steps", "num_proposed", "num_dropped", "num_drafted", "num_accepted"),
+    *("num_looked_up", "num_looked_up_accepted"),
+)
 
 
 @dataclass(frozen=True, slots=True)

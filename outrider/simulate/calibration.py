@@ -30,6 +30,7 @@ from speculation.fingerprint import fingerprint
 from speculation.messages import (
     CloseSession,
     Commit,
+    Method,
     OpenDraft,
     OpenTarget,
     Proposal,
@@ -38,7 +39,7 @@ from speculation.messages import (
     Verdict,
 )
 from speculation.relay import RelaySession
-from speculation.simulator import Costs
+from speculation.simulator import Costs, RecordedText
 
 _NUM_VERIFIED: Final = 4
 """Drafted tokens of a turn whose hops are timed."""
@@ -47,6 +48,8 @@ _TOGETHER: Final = 4
 """Sessions at a time, to see what a row of a draft step costs."""
 _MANY_DRAFTS: Final = 48
 _GREEDY: Final = Sampling()
+_ONE_BY_ONE: Final = Sampling(1.0, method=Method.REJECTION, draft_top_n=1)
+"""The best token too, but a token a step: by this method a drafter looks nothing up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,8 @@ class Calibration:
     draft_beside: WorkerCosts
     """While the target verifies."""
     coordinator_s: float
-    traces: tuple[tuple[bool, ...], ...]
-    """By prompt: was the drafter's guess the target's token, for each output token after the first?"""
+    texts: tuple[RecordedText, ...]
+    """By prompt."""
     num_prompt_tokens: int
     """On average."""
     num_output_tokens: int
@@ -101,7 +104,7 @@ class _Probe:
     async def run(self, in_service: InService) -> Calibration:
         for prompt in self._prompts:
             self._texts.append(await self._decode(prompt))
-        traces = [await self._trace(index) for index in range(len(self._prompts))]
+        recorded = [await self._record(index) for index in range(len(self._prompts))]
         hop_alone_s, draft_alone = await self._target_hop_s(), await self._draft_costs()
         async with self._beside(self._keep_drafting):
             hop_beside_s = await self._target_hop_s()
@@ -113,7 +116,7 @@ class _Probe:
             draft_alone=draft_alone,
             draft_beside=draft_beside,
             coordinator_s=relay_s(),
-            traces=tuple(traces),
+            texts=tuple(recorded),
             num_prompt_tokens=round(statistics.mean(len(prompt) for prompt in self._prompts)),
             num_output_tokens=self._num_tokens,
             proposed_per_token=in_service.proposed_per_token,
@@ -154,17 +157,19 @@ class _Probe:
 
     # -- the drafter ------------------------------------------------------------------------------------------------
 
-    async def _trace(self, index: int) -> tuple[bool, ...]:
+    async def _record(self, index: int) -> RecordedText:
         """Every token of the target's text is told after the drafter has guessed it."""
-        guesses, _ = await self._follow(self._prompts[index], self._texts[index])
-        return tuple(guess == token_id for guess, token_id in zip(guesses, self._texts[index][1:], strict=True))
+        prompt, text = self._prompts[index], self._texts[index]
+        guesses, _ = await self._follow(prompt, text)
+        foreseen = tuple(guess == token_id for guess, token_id in zip(guesses, text, strict=True))
+        return RecordedText(prompt, tuple(text), foreseen)
 
     async def _follow(self, prompt: tuple[int, ...], text: Sequence[int]) -> tuple[list[int], list[float]]:
-        """Guesses after the first token of the text, and seconds from telling a token to the next guess."""
+        """Guesses of the text's tokens, and seconds from telling a token to the next guess; the first one prefills."""
         session, guesses, times = next(self._ids), list[int](), list[float]()
-        known = [*prompt, text[0]]
-        self._draft.send(session, OpenDraft(tuple(known), _GREEDY, 1))
-        for token_id in text[1:]:
+        known = list(prompt)
+        self._draft.send(session, OpenDraft(prompt, _GREEDY, 1))
+        for token_id in text:
             sent_s = time.perf_counter()
             arrived_s, guess = await self._next_guess(session, len(known))
             guesses.append(guess)
@@ -202,7 +207,7 @@ class _Probe:
         known = (*self._prompts[0], self._texts[0][0])
         sessions = [next(self._ids) for _ in range(num_sessions)]
         for session in sessions:
-            self._draft.send(session, OpenDraft(known, _GREEDY, _MANY_DRAFTS))
+            self._draft.send(session, OpenDraft(known, _ONE_BY_ONE, _MANY_DRAFTS))
         num_drafted, arrivals = 0, []
         while num_drafted < _MANY_DRAFTS * num_sessions:
             arrived_s, frame = await self._draft.next()

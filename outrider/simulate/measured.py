@@ -16,7 +16,7 @@ from outrider.simulate.settings import TURNS
 _FIXED: Final = "outrider-fixed-"
 
 DEFAULT_POLICY: Final = "goodput"
-DEFAULT_K: Final = 6
+DEFAULT_K: Final = 12
 """The coordinator's."""
 
 

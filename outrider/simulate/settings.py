@@ -47,7 +47,7 @@ class SimulateSettings(BaseSettings):
     """Not 0: sessions arrive at random at this rate instead, and wait for a place if they must."""
     systems: str = ",".join(SYSTEMS)
     """What to simulate; plain decoding and the ideal are always there to compare with."""
-    max_k: int = Field(default=6, ge=0, le=64)
+    max_k: int = Field(default=12, ge=0, le=64)
     """Greatest K, and K itself for fixed and for taking turns."""
     max_lookahead: int = Field(default=64, ge=0, le=256)
     """Draft at most this many tokens beyond the committed ones."""

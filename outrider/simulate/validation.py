@@ -1,4 +1,4 @@
-"""Simulated against measured: the same cells, with costs and acceptance of this pair on this machine."""
+"""Simulated against measured: the same cells, with costs and texts of this pair on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from outrider.simulate.measured import (
     read_bench,
 )
 from outrider.simulate.settings import TURNS
-from speculation.simulator import AcceptanceTraces, Latencies, Load, Report, Scenario, plain_of, session_seed, simulate
+from speculation.simulator import Latencies, Load, Replay, Report, Scenario, plain_of, session_seed, simulate
 
 _WARM_UP_BATCHES: Final = 2
 """As many as the benchmark runs before it measures."""
@@ -44,13 +44,13 @@ CELLS: Final = tuple(
     Measured(system, policy, k, concurrency, latency_ms, _NUM_TOKENS)
     for system, policy, k, concurrency, latency_ms in (
         (PLAIN, None, 0, 1, 0.0),
-        (OUTRIDER, "goodput", 6, 1, 0.0),
-        (OUTRIDER, "goodput", 6, 1, 5.0),
-        (OUTRIDER, "goodput", 6, 1, 20.0),
+        (OUTRIDER, DEFAULT_POLICY, DEFAULT_K, 1, 0.0),
+        (OUTRIDER, DEFAULT_POLICY, DEFAULT_K, 1, 5.0),
+        (OUTRIDER, DEFAULT_POLICY, DEFAULT_K, 1, 20.0),
         (OUTRIDER, "fixed", 2, 1, 0.0),
         (TURNS, "fixed", 4, 1, 0.0),
         (PLAIN, None, 0, 4, 0.0),
-        (OUTRIDER, "goodput", 6, 4, 0.0),
+        (OUTRIDER, DEFAULT_POLICY, DEFAULT_K, 4, 0.0),
     )
 )
 """What a validation measures and simulates."""
@@ -91,9 +91,8 @@ def with_busy_drafter(calibration: Calibration) -> Calibration:
     """
     if not calibration.proposed_per_token:
         return calibration
-    cell = Measured(
-        OUTRIDER, DEFAULT_POLICY, DEFAULT_K, 1, 0.0, calibration.num_output_tokens, len(calibration.traces), 0.0
-    )
+    num_tokens, num_runs = calibration.num_output_tokens, len(calibration.texts)
+    cell = Measured(OUTRIDER, DEFAULT_POLICY, DEFAULT_K, 1, 0.0, num_tokens, num_runs, 0.0)
     low, high = 0.25, 8.0
     for _ in range(_NUM_HALVINGS):
         factor = (low * high) ** 0.5
@@ -122,12 +121,12 @@ def scenario_of(cell: Measured, calibration: Calibration) -> Scenario:
     num_warm_up = _WARM_UP_BATCHES * cell.concurrency
     target = calibration.target_beside if cell.streams else calibration.target_alone
     draft = calibration.draft_beside if cell.streams else calibration.draft_alone
-    traces, seed = calibration.traces, 0
-    by_seed = {session_seed(seed, i): traces[i % len(traces)] for i in range(num_warm_up + cell.num_runs)}
+    texts, seed = calibration.texts, 0
+    by_seed = {session_seed(seed, i): texts[i % len(texts)] for i in range(num_warm_up + cell.num_runs)}
     scenario = Scenario(
         target=target.costs,
         draft=draft.costs,
-        acceptance=AcceptanceTraces(by_seed, calibration.num_prompt_tokens + 1),  # the first token is not guessed
+        acceptance=Replay(by_seed, calibration.num_prompt_tokens),
         latencies=Latencies(target_s=target.hop_s, draft_s=draft.hop_s + cell.latency_ms / 1000),
         coordinator_s=calibration.coordinator_s,
         load=Load(
@@ -173,8 +172,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
 
 def validation_object(calibration: Calibration, comparisons: Sequence[Comparison], command: str) -> dict[str, object]:
     """The whole run as one JSON object."""
-    costs = asdict(calibration)
-    rates = [sum(trace) / len(trace) for trace in costs.pop("traces")]
+    costs = {name: value for name, value in asdict(calibration).items() if name != "texts"}
+    rates = [sum(text.foreseen) / len(text.foreseen) for text in calibration.texts]
     return {
         "command": command,
         "calibration": {**costs, "acceptance_by_prompt": rates},

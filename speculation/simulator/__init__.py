@@ -8,7 +8,7 @@ model says. A run depends on its `Scenario` alone, seed included.
 from speculation.simulator.clients import session_seed
 from speculation.simulator.report import Report, merged
 from speculation.simulator.scenario import Costs, Latencies, Load, Scenario, ideal_of, plain_of
-from speculation.simulator.tokens import AcceptanceByRun, AcceptanceTraces
+from speculation.simulator.tokens import AcceptanceByRun, AcceptanceTraces, RecordedText, Replay
 from speculation.simulator.world import simulate
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "Costs",
     "Latencies",
     "Load",
+    "RecordedText",
+    "Replay",
     "Report",
     "Scenario",
     "ideal_of",

@@ -15,6 +15,7 @@ from speculation.relay import SessionStats
 from speculation.simulator.clock import VirtualClock
 from speculation.simulator.coordinator import ModelledCoordinator, Request
 from speculation.simulator.scenario import Scenario
+from speculation.simulator.tokens import TokenProcess
 
 OnOutput: TypeAlias = Callable[[int, Sequence[TokenId]], None]
 """Told a session's seed and its tokens, prompt apart, when it is over."""
@@ -65,7 +66,7 @@ class Clients:
         clock: VirtualClock,
         scenario: Scenario,
         coordinator: ModelledCoordinator,
-        prompt: tuple[TokenId, ...],
+        tokens: TokenProcess,
         on_output: OnOutput | None,
     ) -> None:
         self._clock = clock
@@ -73,7 +74,7 @@ class Clients:
         self._client_s = scenario.latencies.client_s
         self._seed = scenario.seed
         self._coordinator = coordinator
-        self._prompt = prompt
+        self._tokens = tokens
         self._on_output = on_output
         self._num_asked = 0
         self._num_open = 0
@@ -106,8 +107,9 @@ class Clients:
         self._num_open += 1
         seed = session_seed(self._seed, self._num_asked)
         self._num_asked += 1
-        length = len(self._prompt) + self._load.num_output_tokens
-        request = Request(SessionId(self._num_asked), seed, self._prompt, length, self._clock.now_s, self._on_over)
+        prompt = self._tokens.prompt(seed, self._load.num_prompt_tokens)
+        length = len(prompt) + self._load.num_output_tokens
+        request = Request(SessionId(self._num_asked), seed, prompt, length, self._clock.now_s, self._on_over)
         self._clock.at(self._clock.now_s + self._client_s, partial(self._coordinator.on_request, request))
 
     def _on_over(self, request: Request) -> None:
@@ -116,6 +118,6 @@ class Clients:
         self._tally.add(request, relay.stats, self._client_s)
         self._num_open -= 1
         if self._on_output is not None:
-            self._on_output(request.seed, list(relay.token_ids[len(self._prompt) :]))
+            self._on_output(request.seed, list(relay.token_ids[len(request.prompt) :]))
         if not self._load.arrivals_per_s and not (self._load.in_batches and self._num_open):
             self._clock.at(self._clock.now_s + self._client_s, self._ask_several)

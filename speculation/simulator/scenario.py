@@ -84,7 +84,7 @@ class Scenario:
     load: Load = Load()
     policy: str | None = "goodput"
     """None is plain decoding."""
-    max_k: int = 6
+    max_k: int = 12
     """The K itself for ``fixed``."""
     turns: bool = False
     """Draft, then verify, never both at a time."""

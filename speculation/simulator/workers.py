@@ -248,7 +248,7 @@ class ModelledDrafter(_Worker[DraftCommand, DraftFrame, list[DraftEntry[_Draftin
     def _begin(self) -> None:
         step = self._schedule.next(self._sessions.values())
         if step:
-            self._run(step, sum(len(entry.token_ids) for entry in step), len(step))
+            self._run(step, sum(len(entry.token_ids) + entry.num_looked_up for entry in step), len(step))
         else:
             self._send_due()  # a shorter lookahead may have made unsent tokens due
 
@@ -258,7 +258,8 @@ class ModelledDrafter(_Worker[DraftCommand, DraftFrame, list[DraftEntry[_Draftin
             line.num_cached += len(entry.token_ids)
             if entry.draws:
                 position = session.drafter.position(line)
-                session.drafter.drafted(line, self._tokens.guess(session.seed, position, entry.token_ids[-1]))
+                before = (entry.token_ids[-1], *entry.verified)
+                entry.conclude([self._tokens.guess(session.seed, position + i, last) for i, last in enumerate(before)])
         self._schedule.report(step, step_s)
         self._send_due(self._clock.now_s + step_s if self._has_more() else math.inf)
 

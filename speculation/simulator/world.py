@@ -42,8 +42,7 @@ class _World:
         self._num_frames: list[Callable[[], int]] = []
         self._coordinator = ModelledCoordinator(self._clock, scenario)
         tokens = TokenProcess(scenario.acceptance, scenario.runner_up_shares)
-        prompt = tokens.prompt(scenario.load.num_prompt_tokens)
-        self._clients = Clients(self._clock, scenario, self._coordinator, prompt, on_output)
+        self._clients = Clients(self._clock, scenario, self._coordinator, tokens, on_output)
         num_drafters = scenario.num_drafters if scenario.policy is not None else 0
         self._targets = [self._add_target(tokens) for _ in range(scenario.num_targets)]
         self._drafters = [self._add_drafter(tokens) for _ in range(num_drafters)]

@@ -9,7 +9,7 @@ import pytest
 from speculation.draft_schedule import IDLE_BELOW, DraftSchedule
 from speculation.drafter import DrafterSession
 from speculation.guesses import Guess
-from speculation.messages import OpenDraft, Sampling
+from speculation.messages import Commit, OpenDraft, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ def drafted_alone(max_branches: int, lookahead: int) -> int:
     while entries := schedule.next([session]):
         for entry in entries:
             entry.line.num_cached += len(entry.token_ids)
-            session.drafter.drafted(entry.line, Guess(2, 0.0, ()))
+            entry.conclude([Guess(2, 0.0, ())] * entry.num_draws)
         schedule.report(entries, 0.001)
     assert not schedule.has_work([session])
     return len(session.drafter.main)
@@ -40,3 +40,52 @@ def test_with_branches_what_is_hardly_ever_reached_is_left() -> None:
     num_drafted = drafted_alone(2, 20)
     assert num_drafted < 20
     assert 0.5**num_drafted < IDLE_BELOW
+
+
+def says(prefix: list[int]) -> Guess:
+    """A draft model that repeats itself with a period of five, but for every 17th token."""
+    return Guess(40 + len(prefix) % 7 if len(prefix) % 17 == 0 else len(prefix) % 5, 2.0, ())
+
+
+@pytest.mark.parametrize(("step_s", "row_s"), [(0.001, 0.00001), (0.0, 0.001)])
+def test_a_drafter_that_looks_up_drafts_the_same_tokens_in_fewer_steps(step_s: float, row_s: float) -> None:
+    """Where another row costs as much as another step, it looks nothing up."""
+
+    def run(looks_up: bool) -> tuple[list[int], int]:
+        schedule: DraftSchedule[Session] = DraftSchedule(64, looks_up)
+        prompt = tuple(says(list(range(n))).token_id for n in range(20))
+        session = Session(schedule.open(OpenDraft(prompt, Sampling(), 12), 50, 400))
+        drafter, chain, num_steps = session.drafter, list[int](), 0
+        while len(chain) < 200:
+            while entries := schedule.next([session]):
+                for entry in entries:
+                    before = drafter.sequence(entry.line)
+                    entry.line.num_cached += len(entry.token_ids)
+                    num_wrong = entry.conclude([says([*before, *entry.verified[:n]]) for n in range(entry.num_draws)])
+                    assert 0 <= num_wrong <= entry.num_looked_up
+                    assert len(drafter.uncached(drafter.main)) == 1
+                schedule.report(entries, step_s + row_s * sum(1 + entry.num_looked_up for entry in entries))
+                num_steps += 1
+            assert len(drafter.main) <= 12
+            chain += drafter.main.token_ids
+            drafter.commit(Commit(drafter.num_committed, tuple(drafter.main.token_ids)))
+        return chain, num_steps
+
+    chain, num_steps = run(looks_up=True)
+    plain_chain, num_plain_steps = run(looks_up=False)
+    assert chain == plain_chain
+    assert num_steps < num_plain_steps / 2 if step_s else num_steps == num_plain_steps
+
+
+def test_a_step_is_no_larger_than_allowed() -> None:
+    schedule: DraftSchedule[Session] = DraftSchedule(4)
+    sessions = [Session(schedule.open(OpenDraft((1, 2, 1, 2), Sampling(), 20), 50, 400)) for _ in range(2)]
+    for _ in range(20):
+        entries = schedule.next(sessions)
+        assert sum(len(entry.token_ids) + entry.num_looked_up for entry in entries) <= 4
+        for entry in entries:
+            entry.line.num_cached += len(entry.token_ids)
+            if entry.draws:
+                last = [entry.token_ids[-1], *entry.verified]
+                entry.conclude([Guess(3 - token, 3.0, ()) for token in last])
+        schedule.report(entries, 0.001)

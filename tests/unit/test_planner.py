@@ -56,7 +56,10 @@ def candidates(draw: st.DrawFn, max_sessions: int = 3, max_k: int = 3) -> list[C
         rates = draw(st.lists(st.floats(0.0, 1.0), min_size=max_k, max_size=max_k))
         survival = tuple(itertools.accumulate(rates, lambda a, b: a * b))
         k = draw(st.integers(0, max_k))
-        found.append(Candidate(SessionId(session), draw(st.integers(0, max_k + 2)), k, survival, None))
+        lookup_rates = draw(st.lists(st.floats(0.0, 1.0), max_size=max_k))
+        looked_up = tuple(itertools.accumulate(lookup_rates, lambda a, b: a * b))
+        num_staged = draw(st.integers(0, max_k + 2))
+        found.append(Candidate(SessionId(session), num_staged, k, survival, None, looked_up=looked_up))
     return found
 
 
@@ -64,7 +67,14 @@ step_costs = st.tuples(st.floats(0.001, 0.1), st.lists(st.floats(0.0, 0.05), min
 
 
 def usable(one: Candidate) -> int:
-    return min(one.num_staged, one.k)
+    return min(one.num_staged + len(one.looked_up), one.k)
+
+
+def gain(one: Candidate, count: int) -> float:
+    """Expected accepted tokens of the first ``count``: staged ones, then looked-up ones behind all of those."""
+    num_staged = min(count, one.num_staged)
+    reached = one.survival[num_staged - 1] if num_staged else 1.0
+    return sum(one.survival[:num_staged]) + reached * sum(one.looked_up[: count - num_staged])
 
 
 @given(candidates(), step_costs, st.integers(1, 14), st.integers(0, 6))
@@ -78,7 +88,7 @@ def test_trimming_equals_brute_force(
 
     def rate(counts: tuple[int, ...]) -> float:
         num_tokens = len(several) + num_prefill + sum(counts)
-        expected = sum(1.0 + sum(one.survival[:n]) for one, n in zip(several, counts, strict=True))
+        expected = sum(1.0 + gain(one, n) for one, n in zip(several, counts, strict=True))
         step_s = costs.step_s(num_tokens, len(several))
         assert step_s is not None
         return expected / step_s
@@ -101,6 +111,24 @@ def test_budgets_hold(several: list[Candidate], max_step_tokens: int, num_prefil
 def test_takes_all_staged_while_costs_are_unknown() -> None:
     plan = StepPlanner(StepCostModel(), 100).plan([candidate(1, 6, k=4), candidate(2, 3, rate=0.01)], 0.0, 0.0)
     assert plan == StepPlan(0.0, {SessionId(1): 4, SessionId(2): 3})
+
+
+@pytest.mark.parametrize(("chance", "taken"), [(0.9, 5), (0.01, 2)])
+def test_looked_up_tokens_fill_the_step_behind_the_staged_ones_where_that_pays(chance: float, taken: int) -> None:
+    one = Candidate(SessionId(1), 2, 5, geometric(0.9), None, looked_up=tuple(chance**d for d in range(1, 7)))
+    plan = StepPlanner(costs_of(lambda n: 0.02 + 0.001 * n), 100).plan([one], 0.0, 0.0)
+    assert plan.num_drafted == {1: taken}
+
+
+@pytest.mark.parametrize(("chance", "waits"), [(0.9, False), (0.0, True)])
+def test_a_step_full_of_likely_tokens_does_not_wait_for_drafts(chance: float, waits: bool) -> None:
+    """The drafts would be here in a quarter of a step; without the looked-up tokens that is worth it."""
+    looked_up = tuple(chance**d for d in range(1, 5))
+    one = Candidate(SessionId(1), 0, 4, geometric(0.9), pace_of(0.005, 0.001), looked_up=looked_up)
+    assert one.pace is not None
+    one.pace.on_verdict(41.0, 0)
+    plan = StepPlanner(costs_of(lambda n: 0.02 + 0.0001 * n), 100).plan([one], 41.0, 0.0)
+    assert (plan.wait_s > 0) == waits
 
 
 def test_free_tokens_are_all_taken_and_dear_ones_none() -> None:

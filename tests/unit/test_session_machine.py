@@ -33,6 +33,7 @@ from speculation.messages import (
     SetLookahead,
     Verdict,
 )
+from speculation.prompt_lookup import LookupStatistics
 from speculation.relay import Action, Emit, Fail, Finish, RelaySession, ToDraft, ToTarget
 from speculation.verifier import VerifierSession
 from tests.doubles.toy_drafter import draft_with_toy
@@ -65,6 +66,7 @@ class SessionMachine(RuleBasedStateMachine):
         lookahead=st.integers(1, 20),
         draft_max_length=st.sampled_from([0, 12]),
         max_branches=st.sampled_from([0, 1, 4]),
+        looks_up=st.booleans(),
     )
     def start(
         self,
@@ -75,8 +77,10 @@ class SessionMachine(RuleBasedStateMachine):
         lookahead: int,
         draft_max_length: int,
         max_branches: int,
+        looks_up: bool,
     ) -> None:
         self.prompt, self.percent_right = prompt, percent_right
+        self.lookups = LookupStatistics() if looks_up else None
         self.max_length = len(prompt) + max_tokens
         self.expected = plain_decoding(prompt, self.max_length)
         self.policy = ScriptedK(k)
@@ -108,6 +112,7 @@ class SessionMachine(RuleBasedStateMachine):
             elif isinstance(action, Emit):
                 self.emitted.extend(action.token_ids)
                 assert action.num_accepted <= action.num_drafted
+                assert action.num_accepted + action.num_looked_up <= len(action.token_ids)
             elif isinstance(action, Finish):
                 self.finish = action.reason
                 break
@@ -123,7 +128,7 @@ class SessionMachine(RuleBasedStateMachine):
             return
         command = self.to_target.popleft()
         if isinstance(command, OpenTarget):
-            self.target = VerifierSession(command, VOCAB_SIZE, AcceptanceProfile(), DraftPace())
+            self.target = VerifierSession(command, VOCAB_SIZE, AcceptanceProfile(), DraftPace(), self.lookups)
         elif self.target is None:
             pass
         elif isinstance(command, Proposal):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,20 +14,28 @@ from outrider import cli
 from outrider.failures import BadUsage
 from outrider.simulate.calibration import Calibration, WorkerCosts, relay_s
 from outrider.simulate.in_service import Steps, costs_of, never_falling
-from outrider.simulate.measured import Measured, measured_cells, read_bench
-from outrider.simulate.validation import CELLS, Comparison, compare, scenario_of, with_busy_drafter
+from outrider.simulate.measured import DEFAULT_K, DEFAULT_POLICY, Measured, measured_cells, read_bench
+from outrider.simulate.validation import CELLS, Comparison, compare, scenario_of, validation_object, with_busy_drafter
 from speculation.messages import StepReport
-from speculation.simulator import Costs, simulate
+from speculation.simulator import Costs, RecordedText, simulate
 
 TARGET = WorkerCosts(Costs(0.0, points=((1, 0.010), (9, 0.014))), hop_s=0.0005)
 DRAFT = WorkerCosts(Costs(0.001, 0.0001), hop_s=0.0005)
+
+
+def made_up(*foreseen: bool) -> RecordedText:
+    """64 tokens without a repetition."""
+    guesses = itertools.islice(itertools.cycle(foreseen), 64)
+    return RecordedText(tuple(range(100, 120)), tuple(range(64)), tuple(guesses))
+
+
 CALIBRATION = Calibration(
     target_alone=TARGET,
     target_beside=TARGET,
     draft_alone=DRAFT,
     draft_beside=DRAFT,
     coordinator_s=0.0001,
-    traces=((True, True, False, True), (True, False)),
+    texts=(made_up(True, True, False, True), made_up(True, False)),
     num_prompt_tokens=20,
     num_output_tokens=64,
 )
@@ -97,12 +107,30 @@ def test_plain_decoding_takes_what_its_steps_take() -> None:
     assert Comparison(PLAIN, 90.0).error == pytest.approx(-0.1)
 
 
-def test_traces_decide_what_is_accepted() -> None:
-    wrong = replace(CALIBRATION, traces=((False,),))
+def test_recorded_guesses_decide_what_is_accepted() -> None:
+    wrong = replace(CALIBRATION, texts=(made_up(False),))
     assert simulate(scenario_of(OUTRIDER, wrong)).num_accepted == 0
-    right = replace(CALIBRATION, traces=((True,),))
+    right = replace(CALIBRATION, texts=(made_up(True),))
     report = simulate(scenario_of(OUTRIDER, right))
     assert report.acceptance_rate > 0.95
+
+
+def test_recorded_texts_are_what_is_said_and_looked_up() -> None:
+    looping = replace(made_up(True, False), output=(5, 6, 7, 8) * 16)
+    said: dict[int, Sequence[int]] = {}
+    repeating = simulate(scenario_of(OUTRIDER, replace(CALIBRATION, texts=(looping,))), said.__setitem__)
+    assert all(found == [token_id << 5 for token_id in looping.output] for found in said.values())
+    distinct = simulate(scenario_of(OUTRIDER, replace(CALIBRATION, texts=(made_up(True, False),))))
+    assert repeating.num_steps < 0.85 * distinct.num_steps
+
+
+def test_what_is_written_tells_acceptance_and_no_text() -> None:
+    written = validation_object(CALIBRATION, [Comparison(PLAIN, 90.0)], "outrider simulate --validate")
+    calibration = written["calibration"]
+    assert isinstance(calibration, dict)
+    assert calibration["acceptance_by_prompt"] == [0.75, 0.5]
+    assert "texts" not in calibration
+    assert len(json.dumps(written)) < 2000
 
 
 def test_the_drafter_is_stretched_until_it_drafts_as_much_as_was_seen() -> None:

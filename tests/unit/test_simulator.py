@@ -17,16 +17,19 @@ from speculation.simulator import (
     Costs,
     Latencies,
     Load,
+    RecordedText,
+    Replay,
     Report,
     Scenario,
     ideal_of,
     merged,
     plain_of,
+    session_seed,
     simulate,
 )
 from speculation.simulator.clock import VirtualClock
 from speculation.simulator.links import Link
-from speculation.simulator.tokens import TokenProcess
+from speculation.simulator.tokens import Acceptance, TokenProcess
 
 STREAM = Scenario(
     target=Costs(0.028, 0.0002),
@@ -157,7 +160,7 @@ def test_acceptance_by_run_is_what_the_profile_says() -> None:
         )
     )
     tried, right = [0] * 3, [0] * 3
-    run, last = 0, tokens.prompt(1)[-1]
+    run, last = 0, tokens.prompt(5, 1)[-1]
     for position in range(1, 30_000):
         token_id, guess = tokens.target(5, position, last), tokens.guess(5, position, last).token_id
         depth = min(run, 2)
@@ -169,7 +172,7 @@ def test_acceptance_by_run_is_what_the_profile_says() -> None:
 
 def test_runners_up_are_right_as_often_as_said_and_small_gaps_are_misses() -> None:
     tokens = TokenProcess(AcceptanceByRun((0.75,)), (0.6, 0.2))
-    last, ranks, small, large = tokens.prompt(1)[-1], Counter[int](), Counter[bool](), Counter[bool]()
+    last, ranks, small, large = tokens.prompt(5, 1)[-1], Counter[int](), Counter[bool](), Counter[bool]()
     for position in range(1, 20_000):
         token_id, guess = tokens.target(5, position, last), tokens.guess(5, position, last)
         choices = [guess.token_id, *(runner_up.token_id for runner_up in guess.runners_up)]
@@ -192,12 +195,90 @@ def test_branches_catch_misses() -> None:
     assert with_branches.tokens_per_s > 1.1 * without.tokens_per_s
 
 
-def test_traces_are_replayed() -> None:
-    traces = AcceptanceTraces({9: [True, False, False, True]}, num_prompt_tokens=3)
-    tokens = TokenProcess(traces)
-    line = [tokens.prompt(3)[-1], *tokens.plain(9, 3, 8)]
+FORESEEN = (True, False, False, True)
+
+
+@pytest.mark.parametrize(
+    "acceptance",
+    [AcceptanceTraces({9: FORESEEN}, 3), Replay({9: RecordedText((1, 2, 3), (4, 4, 4, 4), FORESEEN)}, 3)],
+)
+def test_traces_are_replayed(acceptance: Acceptance) -> None:
+    tokens = TokenProcess(acceptance)
+    line = [tokens.prompt(9, 3)[-1], *tokens.plain(9, 3, 8)]
     found = [tokens.guess(9, 3 + index, line[index]).token_id == line[index + 1] for index in range(8)]
-    assert found == [True, False, False, True] * 2
+    assert found == [*FORESEEN] * 2
+
+
+def replayed(text: RecordedText, num_prompt_tokens: int, load: Load) -> Scenario:
+    """Every session says ``text``."""
+    load = replace(load, num_prompt_tokens=num_prompt_tokens)
+    seeds = [session_seed(STREAM.seed, index) for index in range(load.num_warm_up + load.num_sessions)]
+    return replace(STREAM, acceptance=Replay(dict.fromkeys(seeds, text), num_prompt_tokens), load=load)
+
+
+recordings = st.integers(1, 40).flatmap(
+    lambda length: st.builds(
+        RecordedText,
+        prompt=st.lists(st.integers(0, 3), max_size=9).map(tuple),
+        output=st.tuples(*[st.integers(0, 3)] * length),
+        foreseen=st.tuples(*[st.booleans()] * length),
+    )
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(recordings, st.integers(1, 9), st.sampled_from(["fixed", "threshold", "goodput"]), st.integers(0, 8))
+def test_a_replay_says_the_recorded_text(text: RecordedText, num_prompt_tokens: int, policy: str, k: int) -> None:
+    load = Load(num_sessions=3, num_output_tokens=len(text.output))
+    scenario = replace(replayed(text, num_prompt_tokens, load), policy=policy, max_k=k)
+    said: dict[int, Sequence[int]] = {}
+    simulate(scenario, said.__setitem__)
+
+    tokens = TokenProcess(scenario.acceptance)
+    assert len(said) == load.num_sessions
+    for seed, found in said.items():
+        assert found == [token_id << 5 for token_id in text.output]
+        assert found == tokens.plain(seed, num_prompt_tokens, load.num_output_tokens)
+
+
+def test_a_replay_repeats_what_the_real_text_repeats() -> None:
+    text = RecordedText(prompt=(7, 8, 9), output=(8, 9, 4), foreseen=(True, False, True))
+    tokens = TokenProcess(Replay({9: text}, num_prompt_tokens=2))
+    assert [token_id >> 5 for token_id in tokens.prompt(9, 2)] == [8, 9]
+    once, again = tokens.plain(9, 2, 3), tokens.plain(9, 2, 6)[3:]
+    assert (*tokens.prompt(9, 2), *once[:2]) == (*once[:2], *once[:2])
+    assert [token_id >> 5 for token_id in again] == [8, 9, 4]
+    assert not set(once) & set(again)  # beyond its end nothing can be looked up
+    longer = TokenProcess(Replay({9: text}, num_prompt_tokens=6)).prompt(9, 6)
+    assert longer[3:] == tuple(token_id << 5 for token_id in text.prompt)
+    assert len(set(longer)) == 6
+
+
+def test_a_wrong_token_derails_a_replay_even_if_the_text_has_it_elsewhere() -> None:
+    text = RecordedText(prompt=(1,), output=(2, 3, 4, 5), foreseen=(True, False, True, True))
+    tokens = TokenProcess(Replay({9: text}, num_prompt_tokens=1))
+    two, three, four, five = tokens.plain(9, 1, 4)
+    assert tokens.target_draws(9, 2, two, [three, four]) == [three, four, five]
+    assert tokens.target_draws(9, 2, two, [two])[1] & 1
+    guess = tokens.guess(9, 2, two).token_id
+    after = tokens.target(9, 3, guess)
+    assert guess & after & tokens.target(9, 4, after) & 1
+
+
+@pytest.mark.parametrize("foreseen", [(False,) * 120, (True, True, False) * 40])
+def test_a_text_that_repeats_itself_takes_fewer_steps(foreseen: tuple[bool, ...]) -> None:
+    prompt, load = tuple(range(1000, 1020)), Load(num_sessions=4, num_warm_up=4, num_output_tokens=120)
+    distinct, repeating = (
+        simulate(replace(replayed(RecordedText(prompt, output, foreseen), len(prompt), load), policy="fixed"))
+        for output in (tuple(range(120)), prompt * 6)
+    )
+    assert repeating.num_steps < 0.7 * distinct.num_steps
+    assert repeating.tokens_per_s > 1.2 * distinct.tokens_per_s
+
+
+def test_a_recording_knows_of_every_token_whether_it_was_foreseen() -> None:
+    with pytest.raises(ValueError, match="2 output tokens were recorded, and 1 guesses"):
+        RecordedText((1,), (2, 3), (True,))
 
 
 def test_measured_costs_are_lines_between_points() -> None:

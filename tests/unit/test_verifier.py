@@ -7,14 +7,23 @@ from speculation.cost import DraftPace
 from speculation.draft_distribution import DraftDistribution, one_hot
 from speculation.fingerprint import fingerprint
 from speculation.messages import FinishReason, Method, OpenTarget, Proposal, Sampling
+from speculation.prompt_lookup import LookupStatistics
 from speculation.verifier import MAX_K, VerifierSession
 
 STOP = 9
+GREEDY = Sampling()
 
 
-def session(prompt: list[int], max_length: int = 100, k: int = 8) -> VerifierSession:
-    command = OpenTarget(tuple(prompt), Sampling(), max_length, (STOP,), k)
-    return VerifierSession(command, 50, AcceptanceProfile(), DraftPace())
+def session(
+    prompt: list[int],
+    max_length: int = 100,
+    k: int = 8,
+    lookups: LookupStatistics | None = None,
+    sampling: Sampling = GREEDY,
+    turns: bool = False,
+) -> VerifierSession:
+    command = OpenTarget(tuple(prompt), sampling, max_length, (STOP,), k, turns=turns)
+    return VerifierSession(command, 50, AcceptanceProfile(), DraftPace(), lookups)
 
 
 def stage(session: VerifierSession, chain: list[int]) -> None:
@@ -122,3 +131,89 @@ def test_the_targets_own_token_is_compared_with_the_next_staged_one() -> None:
 
 def test_an_absurd_k_is_cut() -> None:
     assert session([1], k=2**32 - 1).k == MAX_K
+
+
+# -- tokens looked up in the sequence -----------------------------------------------------------------------------
+
+REPEATING = [1, 2, 3, 4, 5, 1, 2]
+
+
+def test_what_followed_before_fills_the_step_behind_the_staged_tokens() -> None:
+    target = session(REPEATING, k=5, lookups=LookupStatistics())
+    assert target.drafted(5) == [3, 4, 5, 1, 2]
+    stage(target, [7, 1])
+    assert target.drafted(5) == [7, 1, 2, 7, 1]
+    assert target.drafted(2) == [7, 1]
+    assert target.num_staged == 2
+    assert len(target.lookup_chances) == 3
+
+
+def test_accepted_lookups_are_committed_and_counted_apart() -> None:
+    target = session(REPEATING, k=5, lookups=LookupStatistics())
+    stage(target, [3])
+    verdict = target.conclude([3, 4, 5, 1, 2], [3, 4, 5, 8, 2, 3], 0.0)
+    assert (verdict.token_ids, verdict.num_drafted, verdict.num_accepted) == ((3, 4, 5, 8), 1, 1)
+    assert (verdict.num_looked_up, verdict.num_looked_up_accepted) == (4, 2)
+    assert not verdict.missed, "the drafter was right; what was looked up is not its affair"
+    assert (verdict.num_late, verdict.num_late_right) == (0, 0)
+
+
+def test_behind_a_wrong_draft_no_lookup_counts() -> None:
+    target = session(REPEATING, k=5, lookups=LookupStatistics())
+    stage(target, [7])
+    drafted = target.drafted(5)
+    verdict = target.conclude(drafted, [3, *drafted[1:], 6], 0.0)
+    assert (verdict.token_ids, verdict.num_accepted, verdict.num_looked_up_accepted, verdict.missed) == (
+        (3,),
+        0,
+        0,
+        True,
+    )
+
+
+def test_a_stop_token_among_the_lookups_ends_the_session() -> None:
+    target = session([1, 2, STOP, 4, 1, 2], k=4, lookups=LookupStatistics())
+    assert target.drafted(4) == [STOP, 4, 1, 2]
+    verdict = target.conclude([STOP, 4, 1, 2], [STOP, 4, 1, 2, 5], 0.0)
+    assert (verdict.token_ids, verdict.finish_reason, verdict.num_looked_up_accepted) == ((STOP,), FinishReason.STOP, 1)
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_lookups_leave_room_for_the_targets_own_token(room: int) -> None:
+    target = session(REPEATING, max_length=len(REPEATING) + room, k=8, lookups=LookupStatistics())
+    assert target.drafted(8) == [3, 4, 5][: room - 1]
+
+
+def test_the_same_tokens_are_found_anew_after_each_change() -> None:
+    target = session(REPEATING, k=3, lookups=LookupStatistics())
+    assert target.drafted(3) == [3, 4, 5]
+    target.conclude([], [4], 0.0)
+    assert target.drafted(3) == [5, 1, 2]
+    target.set_k(1)
+    assert target.drafted(1) == [5]
+    target.set_k(0)
+    assert target.lookup_chances == ()
+
+
+@pytest.mark.parametrize("name", ["none", "turns", "ratio", "k 0"])
+def test_nothing_is_looked_up(name: str) -> None:
+    """Turns wait for the drafter's tokens; a ratio needs to know what a token was drawn from; K 0 is plain decoding."""
+    target = session(
+        REPEATING,
+        k=0 if name == "k 0" else 4,
+        lookups=None if name == "none" else LookupStatistics(),
+        sampling=Sampling(1.0, method=Method.REJECTION) if name == "ratio" else GREEDY,
+        turns=name == "turns",
+    )
+    assert target.drafted(target.k) == []
+    assert target.lookup_chances == ()
+
+
+def test_lookups_are_learned_of_though_no_step_took_them() -> None:
+    lookups = LookupStatistics()
+    before = session(REPEATING, k=4, lookups=lookups).lookup_chances
+    for _ in range(20):
+        target = session(REPEATING, k=4, lookups=lookups)
+        assert target.drafted(1) == [3]
+        target.conclude([], [8], 0.0)
+    assert session(REPEATING, k=4, lookups=lookups).lookup_chances[0] < 0.2 < before[0]

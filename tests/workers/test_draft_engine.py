@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -36,9 +38,15 @@ PARAMETERS = reference.Parameters(1.0, 0, 0.95, 3)
 class Harness:
     """Feeds an engine and keeps what it sends."""
 
-    def __init__(self, runtime: PagedRuntime, flush_tokens: int = 1, max_step_tokens: int = 64) -> None:
+    def __init__(
+        self,
+        runtime: PagedRuntime,
+        flush_tokens: int = 1,
+        max_step_tokens: int = 64,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.runtime = runtime
-        self.engine = DraftEngine(runtime, VOCAB_SIZE, max_step_tokens, flush_tokens)
+        self.engine = DraftEngine(runtime, VOCAB_SIZE, max_step_tokens, flush_tokens, clock)
         self.proposals: dict[int, list[Proposal]] = {}
         self.errors: dict[int, SessionError] = {}
 
@@ -114,6 +122,23 @@ def test_a_commit_that_agrees_lets_it_go_on_and_one_that_does_not_starts_anew(
     committed = [*prompt, *expected[:3], other]
     assert harness.drafted(0) == reference.decode(target_model, committed, PARAMETERS, 4)
     assert harness.proposals[0][0].prefix_fingerprint == fingerprint(committed)
+
+
+def test_what_is_looked_up_saves_steps_and_changes_no_draft(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM
+) -> None:
+    prompt, greedy = prompt_of(6) * 2, Sampling()
+    expected = reference.decode(target_model, prompt, reference.Parameters(), 100)
+    ticks = itertools.count(0.0, 0.001)  # every step costs the same, so that another row is free
+    harness = Harness(make_runtime(), clock=lambda: next(ticks))
+    harness.send(0, OpenDraft(tuple(prompt), greedy, 10))
+    num_steps = 0
+    for start in range(0, 90, 10):
+        while harness.step() is not None:
+            num_steps += 1
+        assert harness.drafted(0) == expected[: start + 10]
+        harness.send(0, Commit(len(prompt) + start, tuple(expected[start : start + 10])))
+    assert num_steps < 60
 
 
 def test_lookahead_zero_pauses_and_a_later_one_resumes(make_runtime: MakeRuntime) -> None:

@@ -151,6 +151,24 @@ def test_a_right_chain_is_followed_without_further_messages(
     assert [len(verdict.token_ids) for verdict in harness.verdicts[0]] == [1, 5, 5, 5, 4]
 
 
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
+def test_what_is_looked_up_changes_the_steps_and_not_the_tokens(
+    make_runtime: MakeRuntime, target_model: LlamaForCausalLM, parameters: reference.Parameters
+) -> None:
+    """Nobody drafts; K allows four guesses a step, and the greedy text soon repeats itself."""
+    prompt = prompt_of(6) * 2
+    harness = Harness(make_runtime())
+    harness.open(0, prompt, parameters, 60, k=4)
+    harness.run()
+    assert harness.tokens[0] == reference.decode(target_model, prompt, parameters, 60)
+    verdicts = harness.verdicts[0]
+    assert sum(verdict.num_looked_up for verdict in verdicts) > 0
+    assert not any(verdict.num_drafted or verdict.missed for verdict in verdicts)
+    if not parameters.temperature:
+        assert sum(verdict.num_looked_up_accepted for verdict in verdicts) > 10
+        assert len(verdicts) < 50
+
+
 def test_a_stop_token_among_accepted_drafts_ends_the_session(
     make_runtime: MakeRuntime, target_model: LlamaForCausalLM
 ) -> None:

@@ -3,6 +3,7 @@
 const KINDS = {
   drafted: "drafted, accepted",
   branch: "drafted on a branch that caught a miss, accepted",
+  lookup: "looked up in the text so far, accepted",
   own: "the target’s own",
 };
 

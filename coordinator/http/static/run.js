@@ -1,9 +1,9 @@
 // What is known of one run: its tokens, its steps, and how fast it was. Plain data; nothing here touches the page.
 
 export class Run {
-  tokens = []; // {text, kind, step, logprob, top}; kind: "drafted", "branch" or "own"
+  tokens = []; // {text, kind, step, logprob, top}; kind: "drafted", "branch", "lookup" or "own"
   steps = []; // {number, numTokens, numAccepted, numDrafted, k, ...the server's "step"}
-  counts = { drafted: 0, branch: 0, own: 0 };
+  counts = { drafted: 0, branch: 0, lookup: 0, own: 0 };
   metrics = null;
   finishReason = null;
   #firstMs = 0;
@@ -36,7 +36,7 @@ export class Run {
   }
 
   #addToken(token, logprobs, index) {
-    const kind = token.branch ? "branch" : token.drafted ? "drafted" : "own";
+    const kind = token.branch ? "branch" : token.drafted ? "drafted" : token.looked_up ? "lookup" : "own";
     this.counts[kind] += 1;
     this.tokens.push({
       text: token.text,
