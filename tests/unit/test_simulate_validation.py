@@ -71,7 +71,7 @@ def test_cells_of_ours_are_read_and_others_left() -> None:
         cell("transformers-plain"),
     )
     assert [(one.system, one.policy, one.k, one.latency_ms, one.num_tokens) for one in measured_cells(whole)] == [
-        ("outrider", "goodput", 6, 0.0, 100),
+        ("outrider", DEFAULT_POLICY, DEFAULT_K, 0.0, 100),
         ("outrider-fixed-4", "fixed", 4, 20.0, 100),
         ("plain", None, 0, 0.0, 128),
     ]
