@@ -57,17 +57,17 @@ class Answer:
 
     def _tokens_event(self, emit: Emit) -> TokensEvent:
         pieces = []
-        num_looked_up = emit.num_accepted + emit.num_looked_up
+        num_guessed = emit.num_accepted + emit.num_looked_up_accepted
         for index, token_id in enumerate(emit.token_ids):
             logprobs = emit.logprobs[index] if emit.logprobs else None
-            drafted, looked_up = index < emit.num_accepted, emit.num_accepted <= index < num_looked_up
+            drafted, looked_up = index < emit.num_accepted, emit.num_accepted <= index < num_guessed
             pieces.append(TokenPiece(token_id, self._text_of(token_id), drafted, logprobs, looked_up))
             if self._stop_string is not None:
                 break
         text = "".join([piece.text for piece in pieces])
         traces = self.session.traces
         trace = None if traces is None else traces.take()
-        return TokensEvent(text, tuple(pieces), emit.num_drafted, emit.k, self._choice, trace)
+        return TokensEvent(text, tuple(pieces), emit.num_drafted, emit.k, self._choice, trace, emit.num_looked_up)
 
     def _text_of(self, token_id: TokenId) -> str:
         """What may be given out now that this token is there."""

@@ -322,6 +322,7 @@ class Coordinator:
             prompt_logprobs=job.prompt_logprobs,
             fork_of=NO_SESSION if session.parent is None or session.parent.target is not target else session.parent.id,
             trace_context=session.span.context,
+            max_lookup=self._settings.max_lookup,
         )
 
     def _make_policy(self, job: Job, target: TargetLink, draft: DraftLink | None) -> KPolicy | None:

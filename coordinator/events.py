@@ -47,6 +47,8 @@ class TokensEvent:
     """Which of the request's ``n`` answers."""
     trace: StepTrace | None = None
     """If asked for, and there are tokens."""
+    num_looked_up: int = 0
+    """Tokens that the step verified behind the drafted ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,6 +252,8 @@ class Session:
                 num_steps=self.stats.num_steps,
                 num_drafted=self.stats.num_drafted,
                 num_accepted=self.stats.num_accepted,
+                num_looked_up=self.stats.num_looked_up,
+                num_looked_up_accepted=self.stats.num_looked_up_accepted,
             )
         self.span.end("" if self.finish_reason is not None else self.outcome)
 
@@ -291,6 +293,8 @@ def _record(emit: Emit, span: Span) -> None:
         num_tokens=len(emit.token_ids),
         num_drafted=emit.num_drafted,
         num_accepted=emit.num_accepted,
+        num_looked_up=emit.num_looked_up,
+        num_looked_up_accepted=emit.num_looked_up_accepted,
         k=emit.k,
     )
 

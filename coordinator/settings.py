@@ -51,10 +51,13 @@ class CoordinatorSettings(TelemetrySettings):
     policy: Literal["fixed", "threshold", "goodput"] = "goodput"
     """How K is chosen where a request does not say."""
     max_k: int = Field(12, ge=0, le=64)
-    """Greatest K (for ``fixed`` the K itself) where a request does not say. 0 is plain decoding. It bounds what is
-    looked up too: on the demo pair's greedy text 12 is 8 % faster than 6, at temperature 0.8 no different."""
+    """Greatest K (for ``fixed`` the K itself) where a request does not say. 0 is plain decoding. Steps take fewer
+    drafted tokens where more do not pay."""
+    max_lookup: int = Field(12, ge=0, le=64)
+    """Where a step has fewer drafted tokens, also verify what followed the same tokens earlier in the sequence (prompt
+    lookup), up to so many of both together. 0: never."""
     max_lookahead: int = Field(64, ge=0, le=256)
-    """Draft at most this many tokens beyond the committed ones: two rounds of ``max_k`` and the tokens between."""
+    """Draft at most this many tokens beyond the committed ones; what is asked for is five steps of K + 1."""
     max_branches: int = Field(4, ge=0, le=16)
     """Branches that a drafter may hold ready beside a session's main line, for where that may be wrong. It grows them
     only while they pay. 0: chains alone."""

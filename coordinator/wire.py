@@ -109,7 +109,13 @@ def _started_to_proto(event: StartedEvent) -> generation_pb2.Started:
 
 def _tokens_to_proto(event: TokensEvent) -> generation_pb2.Tokens:
     tokens = [_token_to_proto(piece) for piece in event.tokens]
-    return generation_pb2.Tokens(text=event.text, tokens=tokens, num_drafted=event.num_drafted, k=event.k)
+    return generation_pb2.Tokens(
+        text=event.text,
+        tokens=tokens,
+        num_drafted=event.num_drafted,
+        k=event.k,
+        num_looked_up=event.num_looked_up,
+    )
 
 
 def _token_to_proto(piece: TokenPiece) -> generation_pb2.Token:

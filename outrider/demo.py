@@ -85,6 +85,15 @@ class Comparison:
         return sum(run.completion.speculation.num_accepted for run in self.speculative) / drafted if drafted else 0.0
 
     @property
+    def num_looked_up(self) -> int:
+        """Tokens of all speculative runs that the target looked up in the text so far and verified."""
+        return sum(run.completion.speculation.num_looked_up for run in self.speculative)
+
+    @property
+    def num_looked_up_accepted(self) -> int:
+        return sum(run.completion.speculation.num_looked_up_accepted for run in self.speculative)
+
+    @property
     def mean_acceptance_length(self) -> float:
         steps = sum(run.completion.speculation.num_steps for run in self.speculative)
         return sum(len(run.completion.token_ids) for run in self.speculative) / steps if steps else 0.0
@@ -145,6 +154,8 @@ def report(comparison: Comparison) -> dict[str, object]:
         "first_difference": comparison.first_difference,
         "speedup": comparison.speedup,
         "acceptance_rate": comparison.acceptance_rate,
+        "num_looked_up": comparison.num_looked_up,
+        "num_looked_up_accepted": comparison.num_looked_up_accepted,
         "mean_acceptance_length": comparison.mean_acceptance_length,
         "policy": first.speculation.policy,
         "mean_k": comparison.mean_k,

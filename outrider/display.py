@@ -12,7 +12,7 @@ from rich.text import Text
 from outrider.client import Finished, Token, Tokens
 
 DRAFTED = "green"
-LOOKED_UP = "cyan"
+LOOKED_UP = "cyan italic"
 TARGET = "bold underline"  # told apart without colours too
 
 _SHOWN = {0x1B: "␛", **dict.fromkeys(range(0x80, 0xA0), "�")}
@@ -117,10 +117,11 @@ def summary_line(finished: Finished) -> str:
     line = f"{count} tokens in {total_s:.2f} s, {count / total_s if total_s else 0:.0f} tokens/s, ends by "
     line += finished.finish_reason
     if stats.num_drafted:
-        line += f"; {stats.num_accepted} of {stats.num_drafted} drafted tokens accepted ({stats.acceptance_rate:.0%}), "
-        if stats.num_looked_up:
-            line += f"{stats.num_looked_up_accepted} of {stats.num_looked_up} looked up, "
-        line += f"{stats.mean_acceptance_length:.2f} tokens per step, mean K {stats.mean_k:.1f}"
+        line += f"; {stats.num_accepted} of {stats.num_drafted} drafted tokens accepted ({stats.acceptance_rate:.0%})"
+    if stats.num_looked_up:
+        line += f"; {stats.num_looked_up_accepted} of {stats.num_looked_up} looked-up tokens accepted"
+    if stats.num_drafted or stats.num_looked_up:
+        line += f"; {stats.mean_acceptance_length:.2f} tokens per step, mean K {stats.mean_k:.1f}"
     return line
 
 

@@ -86,6 +86,8 @@ class Tokens:
     k: int
     choice: int = 0
     """Which of the request's ``n`` answers."""
+    num_looked_up: int = 0
+    """Tokens that the step verified behind the drafted ones, looked up in the sequence itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,8 @@ Event: TypeAlias = Started | Tokens | Finished
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. ``drafted[i]`` tells whether ``token_ids[i]`` came from the drafter."""
+    """A whole answer. ``drafted[i]`` tells whether ``token_ids[i]`` came from the drafter, ``looked_up[i]`` whether the
+    target had found it in the sequence itself."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -171,6 +174,7 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] = ()
     """As many as ``token_ids``, if asked for."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    looked_up: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +216,7 @@ def collect(events: Sequence[Event], choice: int = 0) -> Completion:
         text="".join(step.text for step in steps),
         token_ids=tuple(token.id for token in tokens),
         drafted=tuple(token.drafted for token in tokens),
+        looked_up=tuple(token.looked_up for token in tokens),
         finish_reason=finished.finish_reason,
         seed=0 if started is None else started.seed,
         usage=finished.usage,
@@ -248,7 +253,7 @@ def _tokens(tokens: pb.Tokens, choice: int) -> Tokens:
     items = tuple(
         Token(token.id, token.text, token.drafted, _logprobs(token), token.looked_up) for token in tokens.tokens
     )
-    return Tokens(tokens.text, items, tokens.num_drafted, tokens.k, choice)
+    return Tokens(tokens.text, items, tokens.num_drafted, tokens.k, choice, tokens.num_looked_up)
 
 
 def _logprobs(token: pb.Token) -> TokenLogprobs | None:

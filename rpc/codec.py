@@ -239,6 +239,7 @@ def _open_target_to_proto(command: OpenTarget) -> target_pb2.OpenTarget:
         prompt_logprobs=command.prompt_logprobs,
         fork_of=command.fork_of,
         trace_context=command.trace_context,
+        max_lookup=command.max_lookup,
     )
 
 
@@ -288,6 +289,7 @@ def _open_target_from_proto(message: target_pb2.OpenTarget) -> OpenTarget:
         prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
         fork_of=SessionId(message.fork_of),
         trace_context=message.trace_context,
+        max_lookup=message.max_lookup,
     )
 
 

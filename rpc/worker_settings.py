@@ -32,7 +32,8 @@ class WorkerSettings(TelemetrySettings):
     graphs: bool = True
     """On CUDA, record small steps as CUDA graphs when starting; they run several times faster."""
     lookup: bool = True
-    """Also try what followed where the end of a sequence stood in it before."""
+    """Prompt lookup: where the last tokens stood earlier in a sequence, verify what followed them there: the target
+    behind the drafts, the drafter to draft several tokens in a step. Changes no token."""
     max_step_tokens: Annotated[int, Field(ge=16)] = 512
     """Most tokens in one forward pass; longer prompts are prefilled in chunks."""
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 5.0

@@ -196,6 +196,8 @@ class OpenTarget:
     """Shares the prompt's keys and values with this session of the same connection, if it can; 0 is none."""
     trace_context: str = ""
     """W3C traceparent of the request; empty: not traced."""
+    max_lookup: int = 0
+    """Tokens looked up in the sequence that may fill a step, with the drafted ones; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)

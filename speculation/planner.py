@@ -78,7 +78,7 @@ class Candidate:
         """P(the first d of all tokens that may enter are accepted) for d = 1, 2, ...; never rising."""
         staged = self.survival[: min(self.k, self.num_staged)]
         reached = staged[-1] if staged else 1.0
-        return (*staged, *[reached * chance for chance in self.looked_up[: self.k - len(staged)]])
+        return (*staged, *[reached * chance for chance in self.looked_up])
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,12 +285,12 @@ def _value(feeds: Sequence[_Feed], wait_s: float, curve: StepCurve) -> float:
     """What running after ``wait_s`` is worth, in tokens; only differences mean something."""
     num_sessions = len(feeds)
     drafted = [min(feed.num_at(wait_s), feed.best_k) for feed in feeds]
-    behind = [feed.looked_up[: feed.best_k - depth] for feed, depth in zip(feeds, drafted, strict=True)]
+    behind = _best_behind(feeds, drafted, curve)
     end_s = wait_s + curve.at(num_sessions + sum(drafted) + sum(map(len, behind)))
     value = 0.0
-    for feed, depth, looked_up in zip(feeds, drafted, behind, strict=True):
+    for feed, depth, chances in zip(feeds, drafted, behind, strict=True):
         cycle = feed.cycle
-        num_overtaken = feed.reached(depth) * sum(looked_up)
+        num_overtaken = sum(chances)
         value += 1.0 + feed.gains[depth] + num_overtaken - cycle.rate * end_s
         # staged for the step after, if it goes on
         num_next = min(feed.num_at(end_s) - depth - 1 - round(num_overtaken), feed.best_k)
@@ -299,6 +299,23 @@ def _value(feeds: Sequence[_Feed], wait_s: float, curve: StepCurve) -> float:
             goes_on = 1.0 + feed.gains[num_next] - cycle.rate * next_s + _agrees(feed.survival, num_next) * cycle.streak
             value += _agrees(feed.survival, depth) * max(0.0, goes_on)
     return value
+
+
+def _best_behind(feeds: Sequence[_Feed], drafted: Sequence[int], curve: StepCurve) -> list[tuple[float, ...]]:
+    """Chances of the looked-up tokens that a step with so many drafts would take behind them, as `plan` trims them."""
+    room = [max(0, len(feed.looked_up) + feed.num_staged - depth) for feed, depth in zip(feeds, drafted, strict=True)]
+    ways = sorted(
+        (
+            (feed.reached(depth) * chance, index)
+            for index, (feed, depth, num_left) in enumerate(zip(feeds, drafted, room, strict=True))
+            for chance in feed.looked_up[:num_left]
+        ),
+        reverse=True,
+    )
+    num_fixed = len(feeds) + sum(drafted)
+    expected = len(feeds) + sum(feed.gains[depth] for feed, depth in zip(feeds, drafted, strict=True))
+    chosen = ways[: _best_count(ways, len(feeds), num_fixed, curve, expected)]
+    return [tuple(chance for chance, its in chosen if its == index) for index in range(len(feeds))]
 
 
 def _waits_s(feeds: Sequence[_Feed], longest_s: float) -> list[float]:
@@ -332,9 +349,18 @@ def _chances(candidates: Sequence[Candidate], max_drafted: int, staged_only: boo
     return chances[: max(0, max_drafted)]
 
 
-def _best_count(chances: Sequence[tuple[float, int]], num_sessions: int, num_fixed: int, curve: StepCurve) -> int:
-    """How many of ``chances`` to take for the most committed tokens per second; of equals the fewest."""
-    expected = float(num_sessions)
+def _best_count(
+    chances: Sequence[tuple[float, int]],
+    num_sessions: int,
+    num_fixed: int,
+    curve: StepCurve,
+    expected: float | None = None,
+) -> int:
+    """How many of ``chances`` to take for the most committed tokens per second; of equals the fewest.
+
+    ``expected``: tokens that the ``num_fixed`` ones commit; one of each session unless said.
+    """
+    expected = float(num_sessions) if expected is None else expected
     best, best_rate = 0, expected / curve.at(num_fixed)
     for count, (chance, _) in enumerate(chances, start=1):
         expected += chance

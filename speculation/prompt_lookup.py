@@ -20,6 +20,9 @@ from speculation.messages import TokenId
 MAX_MATCH = 5
 """Tokens that are compared at most. On the demo pair eight find nothing better than five, two 9 % less."""
 
+_FIRST_BLOCK = 1024
+"""Tokens at the end that are searched first."""
+
 
 class LookedUp(NamedTuple):
     """What may follow, and how many last tokens were found there."""
@@ -73,7 +76,8 @@ class PromptLookup:
         """Up to ``num_tokens`` tokens that may follow ``committed`` and ``ahead``.
 
         They are what followed the longest match, the latest one of equals. ``committed`` only ever grows from call to
-        call. O(committed), some 10 us for a thousand tokens.
+        call. At most O(committed), 80 us for 131 thousand tokens; the last thousand suffice where they have a match of
+        `MAX_MATCH`, for 30 us.
         """
         stop = len(committed) + len(ahead)
         if num_tokens <= 0 or stop < 2:
@@ -81,20 +85,39 @@ class PromptLookup:
         self._follow(committed, stop + num_tokens)
         tokens = self._tokens
         tokens[len(committed) : stop] = ahead
-        ends = np.flatnonzero(tokens[: stop - 1] == tokens[stop - 1])  # where a match ends
-        if not ends.size:
+        match_length, start = self._longest_match(stop)
+        if not match_length:
             return NOTHING
-        match_length = 1
-        while match_length < MAX_MATCH:
-            longer = ends[ends >= match_length]
-            longer = longer[tokens[longer - match_length] == tokens[stop - 1 - match_length]]
-            if not longer.size:
-                break
-            ends, match_length = longer, match_length + 1
-        start = int(ends[-1]) + 1
         for index in range(num_tokens):  # what is found may be read again: a loop goes on for ever
             tokens[stop + index] = tokens[start + index]
         return LookedUp(tuple(tokens[stop : stop + num_tokens].tolist()), match_length)
+
+    def _longest_match(self, stop: int) -> tuple[int, int]:
+        """Its length, and where what followed it begins; in blocks from the end, each twice as long as the last."""
+        best, start = 0, 0
+        upper, size = stop - 1, _FIRST_BLOCK
+        while upper > 0 and best < MAX_MATCH:
+            lower = max(0, upper - size)
+            length, end = self._longest_match_within(lower, upper, stop)
+            if length > best:
+                best, start = length, end + 1
+            upper, size = lower, 2 * size
+        return best, start
+
+    def _longest_match_within(self, lower: int, upper: int, stop: int) -> tuple[int, int]:
+        """The latest of the longest matches that end in [lower, upper): length and last token; length 0: none."""
+        tokens = self._tokens
+        ends = lower + np.flatnonzero(tokens[lower:upper] == tokens[stop - 1])
+        if not ends.size:
+            return 0, 0
+        length = 1
+        while length < MAX_MATCH:
+            longer = ends[ends >= length]
+            longer = longer[tokens[longer - length] == tokens[stop - 1 - length]]
+            if not longer.size:
+                break
+            ends, length = longer, length + 1
+        return length, int(ends[-1])
 
     def _follow(self, committed: Sequence[TokenId], num_needed: int) -> None:
         if num_needed > len(self._tokens):

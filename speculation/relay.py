@@ -65,7 +65,8 @@ class ToDraft:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """Give to the client: the first ``num_accepted`` tokens were drafted, the next ``num_looked_up`` looked up."""
+    """Give to the client: the first ``num_accepted`` tokens were drafted, the next ``num_looked_up_accepted`` looked
+    up."""
 
     token_ids: tuple[TokenId, ...]
     num_accepted: int
@@ -76,6 +77,8 @@ class Emit:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the prompt's tokens from the second on, in the first one if the session asked."""
     num_looked_up: int = 0
+    """Verified in the step."""
+    num_looked_up_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +224,12 @@ class RelaySession:
         prompt_logprobs: int | None = None,
         fork_of: SessionId = NO_SESSION,
         trace_context: str = "",
+        max_lookup: int = 0,
     ) -> None:
         """``policy`` None is plain decoding; ``draft_max_length``, if not 0, is where the draft's context ends.
 
-        ``turns``: draft, then verify, never both (`speculation.turns`).
+        ``max_lookup``: as in `OpenTarget`; nothing is looked up in plain decoding. ``turns``: draft, then verify, never
+        both (`speculation.turns`).
         """
         self.stats = SessionStats()
         self._token_ids = list(prompt)
@@ -239,6 +244,7 @@ class RelaySession:
         self._logprobs = logprobs
         self._prompt_logprobs = prompt_logprobs
         self._fork_of = fork_of
+        self._max_lookup = 0 if policy is None or turns else max_lookup
         self._trace_context = trace_context
         self._drafter = _Drafter.ABSENT
         self._target_open = False
@@ -279,6 +285,7 @@ class RelaySession:
             prompt_logprobs=self._prompt_logprobs if is_first else None,  # what has been told is not computed again
             fork_of=self._fork_of if is_first else NO_SESSION,
             trace_context=self._trace_context,
+            max_lookup=self._max_lookup,
         )
         return [ToTarget(command), *self._steer_drafter()]
 
@@ -308,7 +315,7 @@ class RelaySession:
         self.stats.count(verdict, self._k)
         emit = Emit(
             *(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k),
-            *(verdict.logprobs, verdict.prompt_logprobs, verdict.num_looked_up_accepted),
+            *(verdict.logprobs, verdict.prompt_logprobs, verdict.num_looked_up, verdict.num_looked_up_accepted),
         )
         if verdict.finish_reason is not None:
             return self._end([emit, Finish(verdict.finish_reason)], close_target=False)

@@ -70,6 +70,8 @@ class StepEntry(Generic[SessionT]):
     """False for a prefill chunk that does not reach the last committed token: nothing is drawn for it."""
     num_prompt_logits: int = 0
     """Rows that are wanted for the logprobs of the prompt, before those that are drawn from."""
+    num_looked_up: int = 0
+    """How many of the drafted ones, the last, are no drafter's."""
 
     @property
     def num_draws(self) -> int:
@@ -78,6 +80,10 @@ class StepEntry(Generic[SessionT]):
     @property
     def num_logits(self) -> int:
         return self.num_prompt_logits + self.num_draws
+
+    def without_lookup(self) -> StepEntry[SessionT]:
+        """The same step with what a drafter drafted."""
+        return self.cut(len(self.drafted) - self.num_looked_up)
 
     def without_drafted(self) -> StepEntry[SessionT]:
         """The same step for this session, as plain decoding."""
@@ -92,6 +98,7 @@ class StepEntry(Generic[SessionT]):
             self.drafted[:num_drafted],
             self.is_complete,
             self.num_prompt_logits,
+            max(0, num_drafted + self.num_looked_up - len(self.drafted)),
         )
 
 
@@ -248,7 +255,9 @@ def _candidate(session: CachedSession) -> Candidate:
 def _decode_entry(session: SessionT, num_drafted: int) -> StepEntry[SessionT]:
     """The last committed token and up to ``num_drafted`` staged ones."""
     drafted = session.verifier.drafted(num_drafted)
-    return StepEntry(session, [session.verifier.token_ids[-1], *drafted], drafted, is_complete=True)
+    num_looked_up = max(0, len(drafted) - min(session.verifier.k, session.verifier.num_staged))
+    token_ids = [session.verifier.token_ids[-1], *drafted]
+    return StepEntry(session, token_ids, drafted, is_complete=True, num_looked_up=num_looked_up)
 
 
 def _prefill_entry(session: SessionT, max_tokens: int) -> StepEntry[SessionT]:

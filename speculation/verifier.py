@@ -46,7 +46,7 @@ class VerifierSession:
         """``profile``, ``pace`` and ``lookups`` are the worker's: the session starts from them and adds to them.
 
         Without ``lookups`` nothing is looked up; nor where a session takes turns, or verifies by ratios: those judge a
-        token by what it was drawn from.
+        token by what it was drawn from. K does not bound it: a drafter that is no good says nothing of the text.
         """
         self.sampling = command.sampling
         self.prompt_length = command.sampling.prompt_length or len(command.token_ids)
@@ -61,9 +61,9 @@ class VerifierSession:
         self._num_dropped = 0
         self._num_late = self._num_late_right = 0
         self._takes_turns = command.turns
-        looks_up = lookups is not None and not command.turns and not command.sampling.by_ratio
-        self._lookup = PromptLookup(lookups) if lookups is not None and looks_up else None
-        self._looked_up: LookedUp | None = None  # behind what is staged; None: not looked for yet
+        self._max_lookup = 0 if command.turns or command.sampling.by_ratio else min(command.max_lookup, MAX_K)
+        self._lookup = PromptLookup(lookups) if lookups is not None and self._max_lookup else None
+        self._looked_up: LookedUp | None = None  # behind the first K staged tokens; None: not looked for yet
         self.logprobs = command.logprobs
         self._prompt_logprobs = command.prompt_logprobs
         self._last_verdict_s: float | None = None
@@ -150,13 +150,13 @@ class VerifierSession:
         return self._tree.main_line(min(k, self._max_drafted))
 
     def _behind_staged(self) -> LookedUp:
-        """What was looked up for the rest of K."""
+        """What was looked up for the rest of the step."""
+        if self._lookup is None:
+            return NOTHING
         if self._looked_up is None:
-            self._looked_up = NOTHING
-            if self._lookup is not None and self.k:
-                staged = self._staged(self.k)
-                num_tokens = min(self.k, self._max_drafted) - len(staged)
-                self._looked_up = self._lookup.find(self.token_ids, staged, num_tokens)
+            staged = self._staged(self.k)
+            num_tokens = min(self._max_lookup, self._max_drafted) - len(staged)
+            self._looked_up = self._lookup.find(self.token_ids, staged, num_tokens)
         return self._looked_up
 
     @property
@@ -166,8 +166,8 @@ class VerifierSession:
         return self._lookup.chances(looked_up) if self._lookup is not None and looked_up.token_ids else ()
 
     def drafted(self, k: int) -> list[TokenId]:
-        """Up to ``k`` tokens to verify, never past the end of the sequence: staged ones, then what was looked up."""
-        staged = self._staged(k)
+        """Up to ``k`` tokens to verify, never past the end of the sequence: staged ones, at most K, then looked-up."""
+        staged = self._staged(min(k, self.k))
         return [*staged, *self._behind_staged().token_ids[: k - len(staged)]] if len(staged) < k else staged
 
     def staged_behind(self, drafted: Sequence[TokenId]) -> list[tuple[TokenId, DraftDistribution]]:
@@ -184,7 +184,7 @@ class VerifierSession:
         num_right = 0
         while num_right < len(drafted) and drafted[num_right] == draws[num_right]:
             num_right += 1
-        num_drafted = len(drafted) if self._lookup is None else len(self._staged(len(drafted)))
+        num_drafted = len(drafted) if self._lookup is None else len(self._staged(min(len(drafted), self.k)))
         start = len(self.token_ids)
         committed, finish_reason = self._cut_at_end(draws[: num_right + 1], start)
         missed = num_right < num_drafted
@@ -194,7 +194,7 @@ class VerifierSession:
             self._learn(num_drafted, num_accepted)
             self._learn_lookup(committed)
             if not missed:
-                missed = self._contradicts_next_staged(num_drafted, committed[-1])
+                missed = self._contradicts_next_staged(num_drafted, committed[num_drafted:])
         num_contradicted = self._tree.commit(committed)
         self._looked_up = None
         self.pace.on_verdict(now_s, self.num_staged, missed)
@@ -217,19 +217,22 @@ class VerifierSession:
         self._num_dropped = self._num_late = self._num_late_right = 0
         return verdict
 
-    def _contradicts_next_staged(self, num_drafted: int, own_token: TokenId) -> bool:
-        """A staged token that the step did not take says as much of the drafter as one that it did."""
-        line = self._tree.main_line(num_drafted + 1)
-        if len(line) == num_drafted:
-            return False
-        is_right = line[num_drafted] == own_token
-        self._learn_late(1, int(is_right))
-        return not is_right
+    def _contradicts_next_staged(self, num_drafted: int, decided: Sequence[TokenId]) -> bool:
+        """A staged token that the step did not take says as much of the drafter as one that it did.
+
+        ``decided`` is the target's own token, behind what it had looked up.
+        """
+        line = self._tree.main_line(num_drafted + len(decided))[num_drafted:]
+        num_right = 0
+        while num_right < len(line) and line[num_right] == decided[num_right]:
+            num_right += 1
+        self._learn_late(min(num_right + 1, len(line)), num_right)
+        return num_right < len(line)
 
     def _learn_lookup(self, committed: Sequence[TokenId]) -> None:
         """Also of what the step did not take, as far as the target has decided it."""
         if self._lookup is not None and self._looked_up:
-            self._lookup.observe(self._looked_up, committed[self.num_staged :])
+            self._lookup.observe(self._looked_up, committed[len(self._staged(self.k)) :])
 
     def _learn_late(self, num_late: int, num_right: int) -> None:
         self._num_late += num_late

@@ -103,7 +103,9 @@ class VerifyForward:
         return allowed, masks
 
     def _shrink(self, entries: list[TargetEntry], error: OutOfKVBlocks) -> list[TargetEntry]:
-        """Drafted tokens go first, then the youngest session, which is computed again later; a lone one fails."""
+        """What was looked up goes first, then drafts, then the youngest session, for later; a lone one fails."""
+        if any(entry.num_looked_up for entry in entries):
+            return [entry.without_lookup() for entry in entries]
         if any(entry.drafted for entry in entries):
             return [entry.without_drafted() for entry in entries]
         *older, youngest = entries

@@ -81,7 +81,7 @@ class SpeculationBody(Body):
     turns: bool = False
     """For measurements: the two workers take turns."""
     trace: bool = False
-    """Every chunk of a stream tells of its step: tokens, which were drafted, K."""
+    """Every chunk of a stream tells of its step: tokens, which were drafted or looked up, K."""
 
 
 class GenerationBody(Body):

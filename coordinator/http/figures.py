@@ -87,7 +87,12 @@ def trace(event: TokensEvent) -> Json:
         }
         for index, piece in enumerate(event.tokens)
     ]
-    told: Json = {"tokens": tokens, "num_drafted": event.num_drafted, "k": event.k}
+    told: Json = {
+        "tokens": tokens,
+        "num_drafted": event.num_drafted,
+        "num_looked_up": event.num_looked_up,
+        "k": event.k,
+    }
     return told if step is None else {**told, "step": _step(step)}
 
 

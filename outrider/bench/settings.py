@@ -137,7 +137,7 @@ class BenchSettings(StackSettings):
 
     @property
     def fixed_k_list(self) -> tuple[int, ...]:
-        unset = () if self.quick else (1, 2, 4, 6, 8)
+        unset = () if self.quick else (1, 2, 4, 8, 12)
         return unset if self.fixed_ks is None else _some(self.fixed_ks, int)
 
     @property

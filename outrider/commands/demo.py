@@ -82,6 +82,7 @@ def _table(comparison: Comparison) -> Table:
     table.add_section()
     table.add_row("speedup", f"{comparison.speedup:.2f}", "1")
     table.add_row("acceptance rate", f"{comparison.acceptance_rate:.2f}", "")
+    table.add_row("looked up, accepted", f"{comparison.num_looked_up_accepted} of {comparison.num_looked_up}", "")
     table.add_row("mean acceptance length", f"{comparison.mean_acceptance_length:.2f}", "1")
     table.add_row("mean K", f"{comparison.mean_k:.1f}", "0")
     return table

@@ -39,7 +39,7 @@ PromptFile = Annotated[Path | None, typer.Option("--file", metavar="FILE", help=
 def generate(settings: GenerateSettings, prompt: Prompt = None, file: PromptFile = None) -> None:
     """Complete a prompt with a running coordinator.
 
-    On a terminal drafted and target tokens are shown apart; elsewhere only the text is printed.
+    On a terminal drafted, looked-up and target tokens are shown apart; elsewhere only the text is printed.
     """
     asyncio.run(_generate(settings, read_prompt(prompt, file)))
 

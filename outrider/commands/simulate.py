@@ -27,7 +27,8 @@ def simulate(settings: SimulateSettings, config: Path | None = None) -> None:
     """Simulate deployments: any latency, acceptance, load and number of workers.
 
     The session code, planner and K policies are those of production, on a virtual clock; forward passes and links take
-    the time that you say. Compares with plain decoding and with drafts that are always ready.
+    the time that you say. Compares with plain decoding and with drafts that are always ready. Simulated texts never
+    repeat themselves, so nothing is looked up; --validate replays real ones.
     """
     if settings.as_json is not None:
         _check_writable(settings.as_json)

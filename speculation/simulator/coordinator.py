@@ -150,6 +150,7 @@ class ModelledCoordinator:
             max_lookahead=self._scenario.max_lookahead,
             turns=self._scenario.turns,
             max_branches=self._scenario.max_branches,
+            max_lookup=self._scenario.max_lookup,
         )
         request.target = target
         target.sessions[request.id] = request

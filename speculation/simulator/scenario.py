@@ -86,6 +86,7 @@ class Scenario:
     """None is plain decoding."""
     max_k: int = 12
     """The K itself for ``fixed``."""
+    max_lookup: int = 12
     turns: bool = False
     """Draft, then verify, never both at a time."""
     max_lookahead: int = 64
@@ -121,6 +122,7 @@ def ideal_of(scenario: Scenario) -> Scenario:
         policy="fixed",
         turns=False,
         gathers=False,
+        max_lookup=0,
         num_drafters=max(1, scenario.num_drafters),
         max_lookahead=max(scenario.max_lookahead, lookahead_for(scenario.max_k, MAX_LOOKAHEAD)),
     )

@@ -67,12 +67,12 @@ step_costs = st.tuples(st.floats(0.001, 0.1), st.lists(st.floats(0.0, 0.05), min
 
 
 def usable(one: Candidate) -> int:
-    return min(one.num_staged + len(one.looked_up), one.k)
+    return min(one.num_staged, one.k) + len(one.looked_up)
 
 
 def gain(one: Candidate, count: int) -> float:
     """Expected accepted tokens of the first ``count``: staged ones, then looked-up ones behind all of those."""
-    num_staged = min(count, one.num_staged)
+    num_staged = min(count, one.num_staged, one.k)
     reached = one.survival[num_staged - 1] if num_staged else 1.0
     return sum(one.survival[:num_staged]) + reached * sum(one.looked_up[: count - num_staged])
 
@@ -113,7 +113,7 @@ def test_takes_all_staged_while_costs_are_unknown() -> None:
     assert plan == StepPlan(0.0, {SessionId(1): 4, SessionId(2): 3})
 
 
-@pytest.mark.parametrize(("chance", "taken"), [(0.9, 5), (0.01, 2)])
+@pytest.mark.parametrize(("chance", "taken"), [(0.9, 8), (0.01, 2)])
 def test_looked_up_tokens_fill_the_step_behind_the_staged_ones_where_that_pays(chance: float, taken: int) -> None:
     one = Candidate(SessionId(1), 2, 5, geometric(0.9), None, looked_up=tuple(chance**d for d in range(1, 7)))
     plan = StepPlanner(costs_of(lambda n: 0.02 + 0.001 * n), 100).plan([one], 0.0, 0.0)
@@ -129,6 +129,21 @@ def test_a_step_full_of_likely_tokens_does_not_wait_for_drafts(chance: float, wa
     one.pace.on_verdict(41.0, 0)
     plan = StepPlanner(costs_of(lambda n: 0.02 + 0.0001 * n), 100).plan([one], 41.0, 0.0)
     assert (plan.wait_s > 0) == waits
+
+
+@given(st.integers(0, 4), st.floats(0.3, 0.95), st.floats(0.001, 0.03), st.floats(0.0, 0.002))
+def test_looked_up_tokens_that_are_never_right_decide_nothing(
+    num_staged: int, rate: float, redraft_s: float, token_s: float
+) -> None:
+    """They are in the step of no plan, so they are not to make running now look dear."""
+    plans = []
+    for looked_up in ((), (0.0,) * 12):
+        pace = pace_of(redraft_s, 0.001)
+        pace.on_verdict(50.0, num_staged)
+        one = Candidate(SessionId(1), num_staged, 8, geometric(rate), pace, looked_up=looked_up)
+        costs = costs_of(lambda n: 0.01 + token_s * n)
+        plans.append(StepPlanner(costs, 100).plan([one], 50.0, 0.0))
+    assert plans[0] == plans[1]
 
 
 def test_free_tokens_are_all_taken_and_dear_ones_none() -> None:

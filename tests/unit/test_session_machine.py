@@ -66,7 +66,7 @@ class SessionMachine(RuleBasedStateMachine):
         lookahead=st.integers(1, 20),
         draft_max_length=st.sampled_from([0, 12]),
         max_branches=st.sampled_from([0, 1, 4]),
-        looks_up=st.booleans(),
+        max_lookup=st.integers(0, 8),
     )
     def start(
         self,
@@ -77,16 +77,17 @@ class SessionMachine(RuleBasedStateMachine):
         lookahead: int,
         draft_max_length: int,
         max_branches: int,
-        looks_up: bool,
+        max_lookup: int,
     ) -> None:
         self.prompt, self.percent_right = prompt, percent_right
-        self.lookups = LookupStatistics() if looks_up else None
+        self.lookups, self.max_lookup = LookupStatistics(), max_lookup
         self.max_length = len(prompt) + max_tokens
         self.expected = plain_decoding(prompt, self.max_length)
         self.policy = ScriptedK(k)
         self.relay = RelaySession(
             *(prompt, Sampling(), self.max_length, [STOP_TOKEN], self.policy, lookahead, draft_max_length),
             max_branches=max_branches,
+            max_lookup=max_lookup,
         )
         self.emitted: list[int] = []
         self.finish: FinishReason | None = None
@@ -112,7 +113,8 @@ class SessionMachine(RuleBasedStateMachine):
             elif isinstance(action, Emit):
                 self.emitted.extend(action.token_ids)
                 assert action.num_accepted <= action.num_drafted
-                assert action.num_accepted + action.num_looked_up <= len(action.token_ids)
+                assert action.num_looked_up_accepted <= action.num_looked_up
+                assert action.num_accepted + action.num_looked_up_accepted <= len(action.token_ids)
             elif isinstance(action, Finish):
                 self.finish = action.reason
                 break
@@ -143,11 +145,12 @@ class SessionMachine(RuleBasedStateMachine):
         if self.target is None:
             return
         self.now_s += 0.01
-        drafted = self.target.drafted(min(want, self.target.k))
+        drafted = self.target.drafted(want)
         tokens = list(self.target.token_ids)
         draws = [next_token(tokens + drafted[:n]) for n in range(len(drafted) + 1)]
         verdict = self.target.conclude(drafted, draws, self.now_s)
-        assert len(drafted) <= self.target.k
+        assert verdict.num_drafted <= self.target.k
+        assert len(drafted) <= max(self.target.k, self.max_lookup)
         self.from_target.append(verdict)
         if verdict.finish_reason:
             self.target = None

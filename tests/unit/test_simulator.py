@@ -266,10 +266,12 @@ def test_a_wrong_token_derails_a_replay_even_if_the_text_has_it_elsewhere() -> N
 
 
 @pytest.mark.parametrize("foreseen", [(False,) * 120, (True, True, False) * 40])
-def test_a_text_that_repeats_itself_takes_fewer_steps(foreseen: tuple[bool, ...]) -> None:
+@pytest.mark.parametrize("policy", ["fixed", "goodput"])
+def test_a_text_that_repeats_itself_takes_fewer_steps(foreseen: tuple[bool, ...], policy: str) -> None:
+    """With a drafter that is always wrong too, though K is 0 then."""
     prompt, load = tuple(range(1000, 1020)), Load(num_sessions=4, num_warm_up=4, num_output_tokens=120)
     distinct, repeating = (
-        simulate(replace(replayed(RecordedText(prompt, output, foreseen), len(prompt), load), policy="fixed"))
+        simulate(replace(replayed(RecordedText(prompt, output, foreseen), len(prompt), load), policy=policy))
         for output in (tuple(range(120)), prompt * 6)
     )
     assert repeating.num_steps < 0.7 * distinct.num_steps

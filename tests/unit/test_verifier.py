@@ -21,8 +21,9 @@ def session(
     lookups: LookupStatistics | None = None,
     sampling: Sampling = GREEDY,
     turns: bool = False,
+    max_lookup: int = 5,
 ) -> VerifierSession:
-    command = OpenTarget(tuple(prompt), sampling, max_length, (STOP,), k, turns=turns)
+    command = OpenTarget(tuple(prompt), sampling, max_length, (STOP,), k, turns=turns, max_lookup=max_lookup)
     return VerifierSession(command, 50, AcceptanceProfile(), DraftPace(), lookups)
 
 
@@ -189,18 +190,31 @@ def test_the_same_tokens_are_found_anew_after_each_change() -> None:
     assert target.drafted(3) == [3, 4, 5]
     target.conclude([], [4], 0.0)
     assert target.drafted(3) == [5, 1, 2]
-    target.set_k(1)
-    assert target.drafted(1) == [5]
+    stage(target, [8, 9])
+    assert target.drafted(4) == [8, 9]
+
+
+def test_k_bounds_the_drafters_tokens_alone() -> None:
+    """A drafter that is no good says nothing of the text: what it sent beyond K is passed over, and still judged."""
+    target = session(REPEATING, k=1, lookups=LookupStatistics())
+    stage(target, [3, 4, 8])
+    drafted = target.drafted(9)
+    assert drafted == [3, 4, 5, 1, 2]
+    verdict = target.conclude(drafted, [3, 4, 5, 1, 2, 3], 0.0)
+    assert (verdict.num_drafted, verdict.num_accepted) == (1, 1)
+    assert (verdict.num_looked_up, verdict.num_looked_up_accepted) == (4, 4)
+    assert (verdict.num_late, verdict.num_late_right, verdict.missed) == (2, 1, True)
     target.set_k(0)
-    assert target.lookup_chances == ()
+    assert target.drafted(3) == [4, 5, 1]
 
 
-@pytest.mark.parametrize("name", ["none", "turns", "ratio", "k 0"])
+@pytest.mark.parametrize("name", ["none", "turns", "ratio", "not asked for"])
 def test_nothing_is_looked_up(name: str) -> None:
-    """Turns wait for the drafter's tokens; a ratio needs to know what a token was drawn from; K 0 is plain decoding."""
+    """Turns wait for the drafter's tokens; a ratio needs to know what a token was drawn from."""
     target = session(
         REPEATING,
-        k=0 if name == "k 0" else 4,
+        k=4,
+        max_lookup=0 if name == "not asked for" else 4,
         lookups=None if name == "none" else LookupStatistics(),
         sampling=Sampling(1.0, method=Method.REJECTION) if name == "ratio" else GREEDY,
         turns=name == "turns",

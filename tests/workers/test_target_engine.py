@@ -65,10 +65,14 @@ class Harness:
         k: int = 0,
         stop: tuple[int, ...] = (),
         turns: bool = False,
+        max_lookup: int = 0,
     ) -> None:
         sampling = Sampling(parameters.temperature, parameters.top_k, parameters.top_p, parameters.seed)
         self.tokens[session], self.verdicts[session] = [], []
-        self.send(session, OpenTarget(tuple(prompt), sampling, len(prompt) + max_tokens, stop, k, turns))
+        self.send(
+            session,
+            OpenTarget(tuple(prompt), sampling, len(prompt) + max_tokens, stop, k, turns, max_lookup=max_lookup),
+        )
 
     def step(self) -> float | None:
         result = self.engine.step()
@@ -155,10 +159,10 @@ def test_a_right_chain_is_followed_without_further_messages(
 def test_what_is_looked_up_changes_the_steps_and_not_the_tokens(
     make_runtime: MakeRuntime, target_model: LlamaForCausalLM, parameters: reference.Parameters
 ) -> None:
-    """Nobody drafts; K allows four guesses a step, and the greedy text soon repeats itself."""
+    """Nobody drafts, and the greedy text soon repeats itself."""
     prompt = prompt_of(6) * 2
     harness = Harness(make_runtime())
-    harness.open(0, prompt, parameters, 60, k=4)
+    harness.open(0, prompt, parameters, 60, max_lookup=4)
     harness.run()
     assert harness.tokens[0] == reference.decode(target_model, prompt, parameters, 60)
     verdicts = harness.verdicts[0]
@@ -215,6 +219,19 @@ def assert_tells_of(found: Sequence[TokenLogprobs], rows: torch.Tensor, token_id
         best = row.topk(num_top)
         assert [logprob for _, logprob in one.top] == pytest.approx(best.values.tolist(), abs=1e-4)
         assert [float(row[token]) for token, _ in one.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_short_memory_costs_lookups_before_drafts(make_runtime: MakeRuntime) -> None:
+    """There is room for the draft and not for what was looked up behind it."""
+    prompt = prompt_of(3) * 4
+    harness = Harness(make_runtime(kv_tokens=32))
+    harness.open(0, prompt, reference.Parameters(), 20, k=1, max_lookup=8)
+    harness.open(1, prompt_of(12, 1), reference.Parameters(), 20)  # has the other half of the memory
+    harness.step()
+    stage(harness, 0, prompt + harness.tokens[0], prompt[:1])
+    harness.step()
+    verdict = harness.verdicts[0][1]
+    assert (verdict.num_drafted, verdict.num_looked_up) == (1, 0)
 
 
 @pytest.mark.parametrize("processed", [False, True], ids=["raw", "processed"])

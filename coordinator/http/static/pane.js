@@ -1,5 +1,7 @@
 // One answer as text: a span for each token, and what is known of the token that is pointed at.
 
+import { guessesOf } from "./run.js";
+
 const KINDS = {
   drafted: "drafted, accepted",
   branch: "drafted on a branch that caught a miss, accepted",
@@ -99,8 +101,7 @@ function describe(run, index) {
     const above = token.top.filter(([, logprob]) => logprob > token.logprob).length;
     lines.push(`Probability ${percent(token.logprob)}, ${above ? `number ${above + 1}` : "the most likely"}`);
   }
-  const drafts = step.numDrafted ? `${step.numAccepted} of ${step.numDrafted} drafted accepted` : "nothing drafted";
-  lines.push(`Step ${token.step + 1}: ${drafts}, K ${step.k}`);
+  lines.push(`Step ${token.step + 1}: ${guessesOf(step)}, K ${step.k}`);
   if (step.step_s) lines.push(`It took ${(step.step_s * 1000).toFixed(1)} ms${missOf(step)}`);
   const rows = token.top.filter(([name]) => name !== token.name).slice(0, 4);
   return { name: visible(token.name), lines, rows: rows.map(([name, logprob]) => [visible(name), percent(logprob)]) };

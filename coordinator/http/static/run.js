@@ -2,7 +2,7 @@
 
 export class Run {
   tokens = []; // {text, kind, step, logprob, top}; kind: "drafted", "branch", "lookup" or "own"
-  steps = []; // {number, numTokens, numAccepted, numDrafted, k, ...the server's "step"}
+  steps = []; // {number, numTokens, numAccepted, numDrafted, numLookedUp, numLookedUpAccepted, k, ...the server's "step"}
   counts = { drafted: 0, branch: 0, lookup: 0, own: 0 };
   metrics = null;
   finishReason = null;
@@ -26,6 +26,8 @@ export class Run {
       numTokens: trace.tokens.length,
       numAccepted: trace.tokens.filter((token) => token.drafted).length,
       numDrafted: trace.num_drafted,
+      numLookedUp: trace.num_looked_up,
+      numLookedUpAccepted: trace.tokens.filter((token) => token.looked_up).length,
       k: trace.k,
       ...trace.step,
     };
@@ -73,3 +75,11 @@ const rate = (count, seconds) => (count > 0 && seconds > 0 ? count / seconds : n
 export const ratio = (part, whole) => (whole ? part / whole : null);
 
 export const sum = (items, of) => items.reduce((total, item) => total + of(item), 0);
+
+/** What a step verified, in words. */
+export function guessesOf(step) {
+  const told = [];
+  if (step.numDrafted) told.push(`${step.numAccepted} of ${step.numDrafted} drafted accepted`);
+  if (step.numLookedUp) told.push(`${step.numLookedUpAccepted} of ${step.numLookedUp} looked up accepted`);
+  return told.join(", ") || "nothing to verify";
+}

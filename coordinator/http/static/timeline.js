@@ -1,5 +1,6 @@
 // Both workers over time: drafts above, steps below, misses marked.
 
+import { guessesOf } from "./run.js";
 import { box, label, picture, replacePicture, rule } from "./svg.js";
 
 const LEFT = 62;
@@ -15,7 +16,7 @@ export function drawTimeline(chart, steps, pixelsPerMs) {
   if (!steps.length) return chart.replaceChildren();
   const drafts = draftsOf(steps);
   const timed = timesOf(steps);
-  const firstS = Math.min(timed[0].begin, drafts[0]?.start ?? Infinity);
+  const firstS = Math.min(timed[0].begin, drafts[0]?.begin ?? Infinity);
   const lastS = steps.at(-1).at_s;
   const scale = Math.min(pixelsPerMs, MAX_WIDTH / (1000 * (lastS - firstS))) * 1000;
   const x = (seconds) => LEFT + (seconds - firstS) * scale;
@@ -48,9 +49,9 @@ function draftsOf(steps) {
   const pace = paceOf(proposals);
   let before = -Infinity;
   return proposals.map((proposal) => {
-    const start = Math.max(before, proposal.at_s - pace * proposal.num_tokens);
+    const begin = Math.max(before, proposal.at_s - pace * proposal.num_tokens);
     before = proposal.at_s;
-    return { ...proposal, start };
+    return { ...proposal, begin };
   });
 }
 
@@ -67,15 +68,15 @@ function paceOf(proposals) {
 function draftBox(draft, x) {
   const { y, height } = draft.branch ? BRANCH : MAIN;
   const title = `${draft.num_tokens} ${draft.branch ? "on a branch" : "drafted"}, from token ${draft.start + 1} on`;
-  return box(draft.branch ? "branching" : "proposal", x(draft.start), y, x(draft.at_s) - x(draft.start) - 1, height, title);
+  return box(draft.branch ? "branching" : "proposal", x(draft.begin), y, x(draft.at_s) - x(draft.begin) - 1, height, title);
 }
 
 function* stepParts(step, x) {
   const [waitBegin, begin, end] = [step.waitBegin, step.begin, step.end].map(x);
   const took = `${(1000 * step.step_s).toFixed(1)} ms`;
-  const title = `${step.numTokens} tokens, ${step.numAccepted} of ${step.numDrafted} drafted accepted; ${took}`;
+  const title = `${step.numTokens} tokens, ${guessesOf(step)}; ${took}`;
   if (step.waited_s) yield box("waited", waitBegin, STEPS.y + 8, begin - waitBegin, 10, "waited for drafts");
-  yield box(step.numDrafted ? "verify" : "free", begin, STEPS.y, end - begin - 1, STEPS.height, title);
+  yield box(step.numDrafted || step.numLookedUp ? "verify" : "free", begin, STEPS.y, end - begin - 1, STEPS.height, title);
   if (end - begin > 11) yield label((begin + end) / 2 - 3, STEPS.y + 17, String(step.numTokens));
   if (step.missed) yield label(end, SIGN_Y, step.caught ? "◆" : "✕", "sign");
 }
