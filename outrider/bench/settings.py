@@ -49,7 +49,7 @@ class BenchSettings(StackSettings):
     """Acceptance rates, each by a synthetic pair, at the last temperature. "" is none. Unset: five from 0 to 0.95, or
     none with --quick."""
     fixed_ks: str | None = None
-    """Ks to compare the policy with, everywhere. "" is none. Unset: 1,2,4,6,8, or none with --quick."""
+    """Ks to compare the policy with, everywhere. "" is none. Unset: 1,2,4,8,12, or none with --quick."""
     slow_target: int = Field(default=1, ge=1, le=100)
     """Make the pair's target so many times as slow, by layers that write nothing: the same text, and steps as long as
     those of larger models."""
