@@ -193,9 +193,7 @@ def _stat_counters(state: LiveState, totals: dict[Arm, _Totals]) -> Iterator[Met
         "Drafted tokens accepted, by their place among those verified together, from 0.",
         labels=(*_LABELS, "position"),
     )
-    ks = HistogramMetricFamily(
-        "outrider:spec_decode_k", "Cap on drafted and looked-up tokens of each step.", labels=_LABELS
-    )
+    ks = HistogramMetricFamily("outrider:spec_decode_k", "Cap on drafted tokens of each step.", labels=_LABELS)
     for arm, total in totals.items():
         labels = (state.model_name, arm.value)
         prompts.add_metric(labels, total.num_prompt_tokens)

@@ -197,7 +197,7 @@ class StepCostModel:
         points += [(float(n), plane.at(n, num_sessions), 0.01) for n in _unseen([p[0] for p in points], num_sessions)]
         floor_s = float(typical_s.min()) / KNOWN_BELOW
         points = sorted((n, max(value, floor_s), w) for n, value, w in points)
-        return StepCurve([n for n, _, _ in points], _never_falling(points), plane.token_s)
+        return StepCurve([n for n, _, _ in points], closest_never_falling(points), plane.token_s)
 
 
 def _unseen(seen: Sequence[float], num_sessions: int) -> list[int]:
@@ -233,7 +233,7 @@ def _fit_plane(
     return _Plane(mean_s - token_s * mean_n - session_s * mean_b, token_s, session_s)
 
 
-def _never_falling(points: Sequence[tuple[float, float, float]]) -> list[float]:
+def closest_never_falling(points: Sequence[tuple[float, float, float]]) -> list[float]:
     """The closest never falling values to ``(x, value, weight)`` points sorted by x: pool adjacent violators."""
     pools: list[tuple[float, float, int]] = []  # value, weight, number of points
     for _, value, weight in points:

@@ -24,6 +24,7 @@ from coordinator.settings import CoordinatorSettings
 from outrider.simulate.measured import Measured
 from outrider.simulate.settings import TURNS
 from rpc.codec import DraftFrame
+from speculation.cost import closest_never_falling
 from speculation.messages import DraftCommand, ModelInfo, Proposal, StepReport, TargetCommand, TargetFrame
 from speculation.simulator import Costs
 
@@ -182,16 +183,21 @@ def _num_proposed(frames: Sequence[tuple[float, DraftFrame]]) -> int:
 
 
 def costs_of(single: Sequence[Steps], several: Sequence[Steps]) -> Costs:
-    """Costs from runs of one session and runs of several: medians by size, never falling."""
+    """Costs from runs of one session and runs of several: means by size, brought into order."""
     by_tokens: dict[int, list[float]] = {}
     for _, report in itertools.chain.from_iterable(steps.reports for steps in single):
         by_tokens.setdefault(report.num_tokens, []).append(report.step_s)
     prefill = [(n, seconds) for n, times in by_tokens.items() if n >= _PREFILL_TOKENS for seconds in times]
-    points = [(n, statistics.median(times)) for n, times in sorted(by_tokens.items()) if len(times) >= MIN_SAMPLES]
-    points = [point for point in points if point[0] < _PREFILL_TOKENS]
+    points = [
+        (n, trimmed_mean(times), len(times))
+        for n, times in sorted(by_tokens.items())
+        if len(times) >= MIN_SAMPLES and n < _PREFILL_TOKENS
+    ]
     if prefill:
-        points.append((round(statistics.mean(n for n, _ in prefill)), statistics.median(s for _, s in prefill)))
-    rising = never_falling(points)
+        size = round(statistics.mean(n for n, _ in prefill))
+        points.append((size, trimmed_mean([s for _, s in prefill]), len(prefill)))
+    # Sizes that were seen often pull the others: the least of a dozen small samples would be too little for all.
+    rising = list(zip([n for n, _, _ in points], closest_never_falling(points), strict=True))
     alone = Costs(0.0, points=tuple(rising))
     extra = [
         (report.step_s - alone.step_s(report.num_tokens, 1)) / (report.num_sessions - 1)
@@ -200,8 +206,14 @@ def costs_of(single: Sequence[Steps], several: Sequence[Steps]) -> Costs:
     ]
     session_s = max(0.0, statistics.median(extra)) if extra else 0.0
     between_s = [seconds for steps in single for seconds in steps.between_s()]
-    overhead_s = max(0.0, statistics.median(between_s))
+    overhead_s = max(0.0, trimmed_mean(between_s))
     return Costs(0.0, 0.0, session_s, overhead_s, tuple((n, seconds - session_s) for n, seconds in rising))
+
+
+def trimmed_mean(times: Sequence[float]) -> float:
+    """Without the fastest and the slowest twentieth. What interrupts steps is part of their pace: no median has it."""
+    num_cut = max(len(times) // 20, min(1, (len(times) - 1) // 2))
+    return statistics.fmean(sorted(times)[num_cut : len(times) - num_cut])
 
 
 def never_falling(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

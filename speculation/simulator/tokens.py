@@ -183,6 +183,9 @@ class TokenProcess:
         is_right = self._is_right(seed, position, run, (bits & 0xFFFFF) * 2.0**-20)
         if self._replay is not None and not strayed:
             token_id = self._replay.token(seed, position)
+            if not is_right:  # wrong guesses are words of the text too, after which something can be looked up
+                guess = self._replay.token(seed, bits % max(position, 1))
+                return token_id, guess if guess != token_id else token_id | 1, bits
         else:
             token_id = noise | (min(run + 1, MAX_RUN) << 1 if is_right else 0) | strayed
         return token_id, token_id if is_right else (token_id | 1) + 2 * strayed, bits

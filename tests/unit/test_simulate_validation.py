@@ -151,7 +151,7 @@ def steps(*reports: tuple[float, int, int]) -> Steps:
     return Steps(found)
 
 
-def test_costs_are_medians_by_size() -> None:
+def test_costs_are_means_by_size() -> None:
     single = steps((0.5, 1, 90), *[(0.010, 1, 1), (0.012, 1, 2), (0.016, 1, 4)] * 5, (9.0, 1, 1), (0.011, 1, 3))
     several = steps(*[(0.022, 3, 4)] * 3)
     costs = costs_of([single], [several])
