@@ -98,13 +98,9 @@ class DraftSchedule(Generic[SessionT]):
 
     def next(self, sessions: Collection[SessionT]) -> list[DraftEntry[SessionT]]:
         """The lines of this step, those that need it least last; branches that begin are made."""
-        ways: list[_Way[SessionT]] = []
-        found: dict[int, LookedUp] = {}
-        for session in sessions:
-            for growth in self._worthwhile(session):
-                ways.append(_Way(growth.reach, session, growth))
-                if growth.is_main:
-                    found[id(session)] = self._look_up(session, growth.reach, ways)
+        ways = [
+            way for session in sessions for growth in self._worthwhile(session) for way in self._ways(session, growth)
+        ]
         ways.sort(key=lambda way: -way.reach)
         chosen = ways[: self._best_count([way.reach for way in ways])]
         num_looked_up = Counter(id(way.session) for way in chosen if way.growth is None)
@@ -113,21 +109,19 @@ class DraftSchedule(Generic[SessionT]):
         for way in chosen:
             if budget <= 0:
                 break
-            if way.growth is None:
-                continue
-            key = id(way.session)
-            looked_up = found[key] if way.growth.is_main else NOTHING
-            entries.append(_entry(way.session, way.growth, budget, looked_up, num_looked_up[key]))
-            budget -= len(entries[-1].token_ids) + entries[-1].num_looked_up
+            if way.growth is not None:
+                entries.append(_entry(way.session, way.growth, budget, way.looked_up, num_looked_up[id(way.session)]))
+                budget -= len(entries[-1].token_ids) + entries[-1].num_looked_up
         return entries
 
-    def _look_up(self, session: SessionT, reach: float, ways: list[_Way[SessionT]]) -> LookedUp:
-        """Adds the ways to verify what may follow the session's main line, which is reached by that chance."""
-        if self._costs.curve(1, 1) is None:  # another row is not known to pay
-            return NOTHING
+    def _ways(self, session: SessionT, growth: Growth) -> list[_Way[SessionT]]:
+        """The growth, and for a main line the tokens looked up behind it, where it is known what another row costs."""
+        if not growth.is_main or self._costs.curve(1, 1) is None:
+            return [_Way(growth.reach, session, growth)]
         looked_up, chances = session.drafter.look_up()
-        ways += [_Way(reach * chance, session, None) for chance in chances if reach * chance >= IDLE_BELOW]
-        return looked_up
+        reaches = [growth.reach * chance for chance in chances]
+        rows = [_Way(reach, session, None) for reach in reaches if reach >= IDLE_BELOW]
+        return [_Way(growth.reach, session, growth, looked_up), *rows]
 
     def has_work(self, sessions: Collection[SessionT]) -> bool:
         """Will `next` find something to draft?"""
@@ -170,6 +164,8 @@ class _Way(NamedTuple, Generic[SessionT]):
     session: SessionT
     growth: Growth | None
     """None: one more token looked up behind the session's main line."""
+    looked_up: LookedUp = NOTHING
+    """All that was found behind a main line."""
 
 
 def _entry(

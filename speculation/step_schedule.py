@@ -255,7 +255,7 @@ def _candidate(session: CachedSession) -> Candidate:
 def _decode_entry(session: SessionT, num_drafted: int) -> StepEntry[SessionT]:
     """The last committed token and up to ``num_drafted`` staged ones."""
     drafted = session.verifier.drafted(num_drafted)
-    num_looked_up = max(0, len(drafted) - min(session.verifier.k, session.verifier.num_staged))
+    num_looked_up = len(drafted) - session.verifier.num_drafted(len(drafted))
     token_ids = [session.verifier.token_ids[-1], *drafted]
     return StepEntry(session, token_ids, drafted, is_complete=True, num_looked_up=num_looked_up)
 

@@ -50,7 +50,7 @@ class VerifierSession:
         """
         self.sampling = command.sampling
         self.prompt_length = command.sampling.prompt_length or len(command.token_ids)
-        self.k = min(command.k, MAX_K)
+        self.set_k(command.k)
         self.profile = AcceptanceProfile(profile)
         self.pace = DraftPace(pace)
         self._shared_profile = profile
@@ -63,7 +63,6 @@ class VerifierSession:
         self._takes_turns = command.turns
         self._max_lookup = 0 if command.turns or command.sampling.by_ratio else min(command.max_lookup, MAX_K)
         self._lookup = PromptLookup(lookups) if lookups is not None and self._max_lookup else None
-        self._looked_up: LookedUp | None = None  # behind the first K staged tokens; None: not looked for yet
         self.logprobs = command.logprobs
         self._prompt_logprobs = command.prompt_logprobs
         self._last_verdict_s: float | None = None
@@ -71,7 +70,8 @@ class VerifierSession:
 
     def set_k(self, k: int) -> None:
         """Verify at most ``k`` drafted tokens in one step from now on."""
-        self.k, self._looked_up = min(k, MAX_K), None
+        self.k = min(k, MAX_K)
+        self._looked_up: LookedUp | None = None  # behind the first K staged tokens; None: not looked for yet
 
     @property
     def token_ids(self) -> Sequence[TokenId]:
@@ -162,13 +162,16 @@ class VerifierSession:
     @property
     def lookup_chances(self) -> tuple[float, ...]:
         """P(the first d tokens looked up behind the staged ones are right, if those are) for d = 1, 2, ..."""
-        looked_up = self._behind_staged()
-        return self._lookup.chances(looked_up) if self._lookup is not None and looked_up.token_ids else ()
+        return self._lookup.chances(self._behind_staged()) if self._lookup is not None else ()
 
     def drafted(self, k: int) -> list[TokenId]:
         """Up to ``k`` tokens to verify, never past the end of the sequence: staged ones, at most K, then looked-up."""
         staged = self._staged(min(k, self.k))
         return [*staged, *self._behind_staged().token_ids[: k - len(staged)]] if len(staged) < k else staged
+
+    def num_drafted(self, num_tokens: int) -> int:
+        """How many of the first ``num_tokens`` of `drafted` are a drafter's: the first ones."""
+        return num_tokens if self._lookup is None else len(self._staged(min(num_tokens, self.k)))
 
     def staged_behind(self, drafted: Sequence[TokenId]) -> list[tuple[TokenId, DraftDistribution]]:
         """``drafted`` and, if there is one, the token staged behind them, each with what it was drawn from."""
@@ -184,17 +187,12 @@ class VerifierSession:
         num_right = 0
         while num_right < len(drafted) and drafted[num_right] == draws[num_right]:
             num_right += 1
-        num_drafted = len(drafted) if self._lookup is None else len(self._staged(min(len(drafted), self.k)))
+        num_drafted = self.num_drafted(len(drafted))
         start = len(self.token_ids)
         committed, finish_reason = self._cut_at_end(draws[: num_right + 1], start)
-        missed = num_right < num_drafted
         num_right = min(num_right, len(committed))
         num_accepted = min(num_right, num_drafted)
-        if finish_reason is None:
-            self._learn(num_drafted, num_accepted)
-            self._learn_lookup(committed)
-            if not missed:
-                missed = self._contradicts_next_staged(num_drafted, committed[num_drafted:])
+        missed = finish_reason is None and self._learn_from(committed, num_drafted, num_accepted)
         num_contradicted = self._tree.commit(committed)
         self._looked_up = None
         self.pace.on_verdict(now_s, self.num_staged, missed)
@@ -211,11 +209,18 @@ class VerifierSession:
             finish_reason=finish_reason,
             num_late=self._num_late,
             num_late_right=self._num_late_right,
-            missed=missed and finish_reason is None,
-            caught=missed and finish_reason is None and self.num_staged > 0,
+            missed=missed,
+            caught=missed and self.num_staged > 0,
         )
         self._num_dropped = self._num_late = self._num_late_right = 0
         return verdict
+
+    def _learn_from(self, committed: Sequence[TokenId], num_drafted: int, num_accepted: int) -> bool:
+        """From a step that the session outlives. Did it contradict the drafter?"""
+        self._learn(num_drafted, num_accepted)
+        if self._lookup is not None and self._looked_up is not None:  # also of what the step did not take
+            self._lookup.observe(self._looked_up, committed[len(self._staged(self.k)) :])
+        return num_accepted < num_drafted or self._contradicts_next_staged(num_drafted, committed[num_drafted:])
 
     def _contradicts_next_staged(self, num_drafted: int, decided: Sequence[TokenId]) -> bool:
         """A staged token that the step did not take says as much of the drafter as one that it did.
@@ -228,11 +233,6 @@ class VerifierSession:
             num_right += 1
         self._learn_late(min(num_right + 1, len(line)), num_right)
         return num_right < len(line)
-
-    def _learn_lookup(self, committed: Sequence[TokenId]) -> None:
-        """Also of what the step did not take, as far as the target has decided it."""
-        if self._lookup is not None and self._looked_up:
-            self._lookup.observe(self._looked_up, committed[len(self._staged(self.k)) :])
 
     def _learn_late(self, num_late: int, num_right: int) -> None:
         self._num_late += num_late

@@ -19,7 +19,7 @@ from outrider.doctor.prediction import Predictions, StepTimes, predict
 from outrider.doctor.rounding import Rounding
 from outrider.doctor.settings import DoctorSettings
 from outrider.failures import BadUsage
-from outrider.simulate.in_service import never_falling
+from speculation.cost import closest_never_falling
 
 _MAX_PROMPT_TOKENS: Final = 512
 """Of a longer prompt the end is taken."""
@@ -123,7 +123,8 @@ class _Examiner:
             warm_up(model.runtime)
         sizes = range(1, self._settings.max_k + 2)
         target_s = step_times(self._target.runtime, sizes, self._target.limit)
-        target_s = dict(never_falling(sorted(target_s.items())))  # more tokens are no faster: that was noise
+        # More tokens are no faster: that was noise.
+        target_s = dict(zip(sizes, closest_never_falling([(n, target_s[n], 1.0) for n in sizes]), strict=True))
         return StepTimes(target_s, step_times(self._draft.runtime, (1,), self._draft.limit)[1])
 
     def _texts(self, prompts: Sequence[Sequence[int]], temperature: float) -> list[PlainText]:

@@ -211,12 +211,7 @@ def costs_of(single: Sequence[Steps], several: Sequence[Steps]) -> Costs:
 
 
 def trimmed_mean(times: Sequence[float]) -> float:
-    """Without the fastest and the slowest twentieth. What interrupts steps is part of their pace: no median has it."""
-    num_cut = max(len(times) // 20, min(1, (len(times) - 1) // 2))
+    """Without the fastest and the slowest twentieth, or one each. What interrupts steps is part of their pace, and in
+    no median."""
+    num_cut = max(len(times) // 20, 1) if len(times) > 2 else 0
     return statistics.fmean(sorted(times)[num_cut : len(times) - num_cut])
-
-
-def never_falling(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Points ``(size, seconds)`` by size, none above a later one: disturbances only ever add time."""
-    lowest = itertools.accumulate(reversed(points), lambda later, point: (point[0], min(later[1], point[1])))
-    return list(reversed(list(lowest)))

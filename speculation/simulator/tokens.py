@@ -119,6 +119,11 @@ class Replay:
             return text.prompt[index] << 5
         return position << 5 | _FILLER << 1
 
+    def wrong_guess(self, seed: int, position: int, bits: int) -> TokenId:
+        """A word from before ``position``, as a real drafter says: after it something can be looked up."""
+        right, guess = self.token(seed, position), self.token(seed, bits % max(position, 1))
+        return guess if guess != right else right | 1
+
 
 class TokenProcess:
     """The two models. Both know the position and the token before it, and nothing else."""
@@ -183,11 +188,8 @@ class TokenProcess:
         is_right = self._is_right(seed, position, run, (bits & 0xFFFFF) * 2.0**-20)
         if self._replay is not None and not strayed:
             token_id = self._replay.token(seed, position)
-            if not is_right:  # wrong guesses are words of the text too, after which something can be looked up
-                guess = self._replay.token(seed, bits % max(position, 1))
-                return token_id, guess if guess != token_id else token_id | 1, bits
-        else:
-            token_id = noise | (min(run + 1, MAX_RUN) << 1 if is_right else 0) | strayed
+            return token_id, token_id if is_right else self._replay.wrong_guess(seed, position, bits), bits
+        token_id = noise | (min(run + 1, MAX_RUN) << 1 if is_right else 0) | strayed
         return token_id, token_id if is_right else (token_id | 1) + 2 * strayed, bits
 
     def _has_strayed(self, seed: int, position: int, last: TokenId) -> int:

@@ -13,7 +13,7 @@ import pytest
 from outrider import cli
 from outrider.failures import BadUsage
 from outrider.simulate.calibration import Calibration, WorkerCosts, relay_s
-from outrider.simulate.in_service import Steps, costs_of, never_falling
+from outrider.simulate.in_service import Steps, costs_of
 from outrider.simulate.measured import DEFAULT_K, DEFAULT_POLICY, Measured, measured_cells, read_bench
 from outrider.simulate.validation import CELLS, Comparison, compare, scenario_of, validation_object, with_busy_drafter
 from speculation.messages import StepReport
@@ -162,8 +162,10 @@ def test_costs_are_means_by_size() -> None:
     assert costs.step_s(90, 1) == pytest.approx(0.5)
 
 
-def test_a_disturbed_size_does_not_lift_the_larger_ones() -> None:
-    assert never_falling([(1, 2.0), (2, 9.0), (3, 4.0), (4, 5.0)]) == [(1, 2.0), (2, 4.0), (3, 4.0), (4, 5.0)]
+def test_a_size_that_was_hardly_seen_gives_way_to_those_that_were() -> None:
+    disturbed = [(0.030, 1, 2)] * 5
+    costs = costs_of([steps((0.5, 1, 90), *disturbed, *[(0.010, 1, 1), (0.012, 1, 3)] * 100)], [])
+    assert [costs.step_s(n, 1) for n in (1, 2, 3)] == pytest.approx([0.010, 0.012857, 0.012857], abs=1e-5)
 
 
 def test_relaying_takes_some_time_and_not_much() -> None:
