@@ -19,7 +19,7 @@ from coordinator.vocabulary import ServedModel, load_served_model
 from rpc.errors import OutriderError
 from speculation.cost import StepCostModel
 from speculation.gathering import RoundTrip
-from speculation.messages import SessionId, TargetFrame
+from speculation.messages import DraftCommand, SessionId, TargetFrame
 from speculation.outbox import Outbox
 
 FIRST_BACKOFF_S = 0.1
@@ -78,6 +78,11 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
         """Queues a command; does nothing while the worker is lost."""
         if self._outgoing is not None:
             self._outgoing.send(session_id, command)
+
+    def on_told_drafter(self, session_id: SessionId, command: DraftCommand) -> None:
+        """A session's drafter was told something: its drafts may be awaited by the next frame to this target."""
+        if self._outgoing is not None:
+            self._outgoing.on_told_drafter(session_id, command)
 
     def gather(self, frame: TargetFrame, now_s: float) -> float:
         """A target's frame says how long commands may gather; returns the seconds until the next frame to it leaves."""

@@ -7,7 +7,7 @@ import time
 from typing import Generic
 
 from coordinator.clients import CommandT, WorkerConnection
-from speculation.messages import SessionId, TargetFrame
+from speculation.messages import DraftCommand, SessionId, TargetFrame
 from speculation.outbox import Outbox
 
 TIMER_STEP_S = 0.001
@@ -25,9 +25,19 @@ class Outgoing(Generic[CommandT]):
 
     def send(self, session_id: SessionId, command: CommandT) -> None:
         """Says something now or, together with other things, when it is of use."""
+        if not self._outbox.may_hold:
+            self._connection.send(session_id, command)
+            return
         self._outbox.put(session_id, command)
+        if self._timer is not None and self._outbox.is_complete:
+            self._timer.cancel()
+            self._timer = None
         if self._timer is None:
             self._set_timer()
+
+    def on_told_drafter(self, session_id: SessionId, command: DraftCommand) -> None:
+        """See `Outbox.on_told_drafter`."""
+        self._outbox.on_told_drafter(session_id, command)
 
     def on_frame(self, frame: TargetFrame, now_s: float) -> float:
         """A frame of the target came, see `Outbox.on_frame`. Returns seconds until the next one to it leaves."""

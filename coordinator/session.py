@@ -191,6 +191,8 @@ class Session:
             elif isinstance(action, ToDraft):
                 if self.draft is not None:
                     self.draft.send(self.id, action.command)
+                    if self.target is not None:
+                        self.target.on_told_drafter(self.id, action.command)
             elif isinstance(action, Emit):
                 self._unread.append(action)
                 self.prompt_logprobs = self.prompt_logprobs or action.prompt_logprobs

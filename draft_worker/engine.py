@@ -191,7 +191,7 @@ class DraftEngine:
 
     # -- steps --------------------------------------------------------------------------------------------------
 
-    def step(self) -> StepResult[EngineOutput]:
+    def step(self, arrived: Callable[[], Sequence[EngineCommand]] = tuple) -> StepResult[EngineOutput]:
         """Drafts one more token for the lines that are chosen, and sends what is ready."""
         self._take_paths()
         sessions = self._paths.without(self._sessions)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar
@@ -40,8 +41,12 @@ class Engine(Protocol[CommandIn, OutputOut]):
         """Take in commands, in the order of submission. Never called with none."""
         ...
 
-    def step(self) -> StepResult[OutputOut]:
-        """Do one step of work, if there is any."""
+    def step(self, arrived: Callable[[], Sequence[CommandIn]]) -> StepResult[OutputOut]:
+        """Do one step of work, if there is any.
+
+        ``arrived`` takes the commands that have come since the last `apply`, for an engine that wants to know of them
+        before the step is over; it then applies them itself.
+        """
         ...
 
 
@@ -136,7 +141,7 @@ class ModelThread(Generic[Command, Output]):
         while (commands := self._receive(wait_s)) is not None:
             if commands:
                 self._engine.apply(commands)
-            result = self._engine.step()
+            result = self._engine.step(self._arrived)
             if result.outputs:
                 self._deliver(result.outputs)
             wait_s = result.wait_s
@@ -153,3 +158,18 @@ class ModelThread(Generic[Command, Output]):
         except Empty:
             return commands
         return None
+
+    def _arrived(self) -> list[Command]:
+        """All commands that are in the queue now; to stop or to wake comes after the step."""
+        commands: list[Command] = []
+        others: list[_Stop | _Wake] = []
+        with suppress(Empty):
+            while True:
+                item = self._queue.get_nowait()
+                if isinstance(item, _Stop | _Wake):
+                    others.append(item)
+                else:
+                    commands.append(item)
+        for other in others:
+            self._queue.put(other)
+        return commands

@@ -23,8 +23,9 @@ MAX_LOOKAHEAD = 256
 MAX_BRANCHES = 16
 """More branches are cut to this, for each takes memory."""
 
-FIRST_OF_BRANCH = 2
-"""Tokens of a branch that leave together first. The target says the first one itself; only the second saves a step."""
+FIRST_TOGETHER = 2
+"""Tokens of a branch that leave together first, and of the main line while the target is running a step. The target
+says the first one itself; only the second saves a step."""
 
 MAX_LOOKED_UP = 8
 """Tokens looked up that a step verifies behind a main line. It takes fewer where their chances do not pay."""
@@ -203,7 +204,7 @@ class DrafterSession:
         to send they gather, unless nothing more is going to be drafted (``flush_tokens`` 1): every frame interrupts the
         target's step.
         """
-        if self._departure.may_wait_until(next_s):
+        if self._departure.may_wait_until(next_s) or (self._departure.gathers and self._is_too_short):
             return []
         return self._leave(flush_tokens, now_s)
 
@@ -216,10 +217,17 @@ class DrafterSession:
         self._departure.on_left(now_s)
         return self._due_proposals(1 if gathers else flush_tokens, now_s)
 
+    @property
+    def _is_growing(self) -> bool:
+        return len(self.main) < min(self._lookahead, self._max_length - len(self._committed))
+
+    @property
+    def _is_too_short(self) -> bool:
+        return self._is_growing and not self.main.num_sent and 0 < len(self.main) < FIRST_TOGETHER
+
     def _due_proposals(self, flush_tokens: int, now_s: float) -> list[Proposal]:
         main = self._lines.main
-        is_growing = len(main) < min(self._lookahead, self._max_length - len(self._committed))
-        if main.num_unsent and is_growing and main.num_unsent < min(max(main.num_sent, 1), flush_tokens):
+        if main.num_unsent and self._is_growing and main.num_unsent < min(max(main.num_sent, 1), flush_tokens):
             return []
         proposals = [self._propose(main, now_s)] if main.num_unsent else []
         branches = [branch for branch in self._lines.branches if self._is_sendable(branch)]
@@ -229,7 +237,7 @@ class DrafterSession:
         return proposals
 
     def _is_sendable(self, branch: DraftLine) -> bool:
-        num_due = 1 if branch.num_sent else FIRST_OF_BRANCH
+        num_due = 1 if branch.num_sent else FIRST_TOGETHER
         return branch.num_unsent >= num_due and branch.start < self._lines.main.num_sent  # else its place is unknown
 
     def _propose(self, line: DraftLine, now_s: float) -> Proposal:

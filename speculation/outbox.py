@@ -3,6 +3,7 @@
 A target looks at commands only between two steps, and every frame that arrives meanwhile interrupts the step. So what
 is said while a step runs leaves together, just in time for its end: the target says with each frame how long that is
 (`speculation.gathering`). What comes later than that has missed the step, and leaves in time for the one after it.
+Drafts that were told to gather are what there is to wait for: when those of all sessions are here, everything leaves.
 
 At once leaves what there is no reason to hold: the target is idle or may be waiting for drafts. The step that begins
 with an `OpenTarget` then is as good as told: who else begins meanwhile goes along.
@@ -10,11 +11,12 @@ with an `OpenTarget` then is as good as told: who else begins meanwhile goes alo
 
 from __future__ import annotations
 
+import math
 from typing import Generic, TypeVar
 
 from speculation.cost import StepCostModel
 from speculation.gathering import MARGIN, Departure
-from speculation.messages import OpenTarget, SessionId, TargetFrame
+from speculation.messages import Commit, DraftCommand, OpenTarget, Proposal, SessionId, TargetFrame
 
 CommandT = TypeVar("CommandT")
 
@@ -30,6 +32,8 @@ class Outbox(Generic[CommandT]):
         self._has_left = False  # what gathered since the worker's last frame, when it was due
         self._has_missed = False  # there was something that was not due when the last frame came: the step was short
         self._most_tokens = 0  # of a step so far: no prefill is believed to take more at a time
+        self._awaited: dict[SessionId, int] = {}  # whose drafts gather, and how many tokens those know as committed
+        self._is_complete = False  # all of those are here
         self._num_said = 0
         self._opening_s = 0.0  # the step with the prefills of sessions that were opened when so many commands ...
         self._num_opening = 0  # ... had been said
@@ -45,19 +49,39 @@ class Outbox(Generic[CommandT]):
             self._opening_s = 0.0
         self._has_missed = bool(self._pending) and not self._has_left
         self._has_left = False
+        self._awaited.clear()
+        self._is_complete = False
         self._departure.on_news(max(frame.gather_s, self._opening_s), now_s)
+
+    def on_told_drafter(self, session_id: SessionId, command: DraftCommand) -> None:
+        """A drafter was told something after the target's last frame: perhaps to gather the session's drafts."""
+        if isinstance(command, Commit) and command.gather_s > 0.0:
+            self._awaited[session_id] = command.start + len(command.token_ids)
 
     def put(self, session_id: SessionId, command: CommandT) -> None:
         """Say something; `due_s` may have changed."""
         self._pending.append((session_id, command))
+        if isinstance(command, Proposal) and command.num_committed >= self._awaited.get(session_id, math.inf):
+            del self._awaited[session_id]
+            self._is_complete = not self._awaited
+
+    @property
+    def may_hold(self) -> bool:
+        """False: everything leaves at once."""
+        return self._costs is not None
 
     @property
     def is_empty(self) -> bool:
         return not self._pending
 
+    @property
+    def is_complete(self) -> bool:
+        """All drafts that were awaited have come: what there is leaves at once."""
+        return self._is_complete
+
     def due_s(self, now_s: float) -> float:
         """When what there is leaves; no later than ``now_s``: at once."""
-        return now_s if self._has_missed else self._departure.due_s(now_s)
+        return now_s if self._has_missed or self._is_complete else self._departure.due_s(now_s)
 
     def leaves_in_s(self, now_s: float) -> float:
         """Seconds until what comes from now on leaves; 0: at once."""
@@ -66,6 +90,7 @@ class Outbox(Generic[CommandT]):
     def take(self, now_s: float) -> list[tuple[SessionId, CommandT]]:
         """Everything, in order; it leaves now."""
         items, self._pending = self._pending, []
+        self._is_complete = False
         self._num_said += len(items)
         has_missed, self._has_missed = self._has_missed, False
         if opening_s := self._gather_for(items):

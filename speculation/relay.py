@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
 from speculation.adaptive_k import KPolicy, Load
-from speculation.gathering import MARGIN, RoundTrip
+from speculation.gathering import RoundTrip
 from speculation.messages import (
     CloseSession,
     Commit,
@@ -311,7 +311,7 @@ class RelaySession:
     def _on_verdict(self, verdict: Verdict, load: Load, now_s: float, leaves_in_s: float) -> list[Action]:
         self._token_ids.extend(verdict.token_ids)
         self._trip.on_told(len(self._token_ids), now_s)
-        self._gather_s = self._trip.gather_s((1.0 - MARGIN) * leaves_in_s or None)
+        self._gather_s = self._trip.gather_s(leaves_in_s or None)
         self.stats.count(verdict, self._k)
         emit = Emit(
             *(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k),

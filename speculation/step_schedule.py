@@ -13,13 +13,11 @@ from typing import Generic, TypeVar
 
 from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.cost import DraftPace, StepCostModel
+from speculation.gathering import Forecast
 from speculation.messages import OpenTarget, SessionId, StepReport, TokenId
 from speculation.planner import MAX_WAITING_SESSIONS, Candidate, StepPlan, StepPlanner
 from speculation.prompt_lookup import LookupStatistics
 from speculation.verifier import VerifierSession
-
-OUTLOOK_STEPS = 8.0
-"""Steps behind the mean of drafted tokens that the next step is expected to have."""
 
 LOOK_EVERY = 8
 """Times that a session without drafts would not be waited for, of which one leaves them ungathered: how soon they can
@@ -124,10 +122,10 @@ class StepSchedule(Generic[SessionT]):
         self._profile = AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
         self._pace = DraftPace()
         self._lookups = LookupStatistics() if looks_up else None
-        self._mean_drafted = 0.0  # of a session in a step
         self._waiting_since: float | None = None
         self._may_wait = True  # for drafts: not after it was said that they may gather
         self._num_gathered = 0  # times in a row that they did although a session had none
+        self._forecast = Forecast()
 
     def open(self, command: OpenTarget, vocab_size: int) -> VerifierSession:
         """A session that starts from what the worker knows of its drafters, and adds to it."""
@@ -152,24 +150,19 @@ class StepSchedule(Generic[SessionT]):
         num_tokens = sum(len(entry.token_ids) for entry in entries)
         report = StepReport(step_s, len(entries), num_tokens, waited_s)
         self._costs.observe(report)
+        self._forecast.observe(step_s)
         return report
 
-    def outlook(
-        self, entries: Sequence[StepEntry[SessionT]], sessions: Collection[SessionT], now_s: float
-    ) -> float | None:
-        """Seconds of the step that follows the one with ``entries``, for the ``sessions`` that go on; as those of late.
+    def outlook(self, sessions: Collection[SessionT], now_s: float) -> float | None:
+        """Seconds that the next step, of ``sessions``, takes at least, most of the time.
 
         None where nothing should gather for it: that is unknown, it waits for drafts, or there is none.
         """
-        num_drawn = sum(entry.is_complete for entry in entries)
-        if num_drawn:
-            num_drafted = sum(len(entry.drafted) for entry in entries) / num_drawn
-            self._mean_drafted += (num_drafted - self._mean_drafted) / OUTLOOK_STEPS
         self._may_wait = not sessions or self._wants_at_once(sessions, now_s)
         if not self._may_wait:
             for session in sessions:
                 session.verifier.pace.on_gathering(now_s)
-        return None if self._may_wait else self._next_step_s(sessions)
+        return self._forecast.at_least_s(None if self._may_wait else self._next_step_s(sessions, now_s))
 
     def _wants_at_once(self, sessions: Collection[SessionT], now_s: float) -> bool:
         """Are drafts for the next step to leave as soon as there are any?
@@ -197,11 +190,11 @@ class StepSchedule(Generic[SessionT]):
         first_s = [session.verifier.pace.expected_wait_s(1, now_s) for session in sessions]
         return step_s is not None and all(one_s is not None and one_s <= EARLY * step_s for one_s in first_s)
 
-    def _next_step_s(self, sessions: Collection[SessionT]) -> float | None:
-        num_decoding = sum(session.is_decoding for session in sessions)
-        num_prefill_tokens = sum(session.num_uncached for session in sessions if not session.is_decoding)
-        num_tokens = round(num_decoding * (1.0 + self._mean_drafted)) + num_prefill_tokens
-        return self._costs.step_s(min(num_tokens, self._max_step_tokens), max(num_decoding, 1))
+    def _next_step_s(self, sessions: Collection[SessionT], now_s: float) -> float | None:
+        decoding, prefilling = _by_phase(sessions)
+        num_drafted = sum(self._plan(decoding, prefilling, now_s, may_wait=False).num_drafted.values())
+        num_tokens = len(decoding) + num_drafted + sum(session.num_uncached for session in prefilling)
+        return self._costs.step_s(min(num_tokens, self._max_step_tokens), max(len(decoding), 1))
 
     def _plan(
         self,

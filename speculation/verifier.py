@@ -215,6 +215,12 @@ class VerifierSession:
         self._num_dropped = self._num_late = self._num_late_right = 0
         return verdict
 
+    def brought_up_to_date(self, verdict: Verdict) -> Verdict:
+        """``verdict``, the last one, with what has been staged since: nobody has heard of it yet."""
+        if verdict.finish_reason is not None or verdict.num_staged == self.num_staged:
+            return verdict
+        return dataclasses.replace(verdict, num_staged=self.num_staged, caught=verdict.missed and self.num_staged > 0)
+
     def _learn_from(self, committed: Sequence[TokenId], num_drafted: int, num_accepted: int) -> bool:
         """From a step that the session outlives. Did it contradict the drafter?"""
         self._learn(num_drafted, num_accepted)

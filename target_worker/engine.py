@@ -178,20 +178,26 @@ class VerifyEngine:
 
     # -- steps --------------------------------------------------------------------------------------------------
 
-    def step(self) -> StepResult[EngineOutput]:
-        """Runs one verify step over everything that is ready, or says how long to wait for drafts."""
+    def step(self, arrived: Callable[[], Sequence[EngineCommand]] = tuple) -> StepResult[EngineOutput]:
+        """Runs one verify step over everything that is ready, or says how long to wait for drafts.
+
+        What has ``arrived`` meanwhile is applied before the frame leaves: it then tells of drafts that were on their
+        way, and how long commands may gather is known from what the next step will take.
+        """
         self._take_paths()
         sessions = self._ready_sessions()
         step = self._schedule.next(sessions, self._clock(), self._runtime.num_free_tokens)
         if step.wait_s > 0:
             return StepResult(self._take_frames([]), wait_s=step.wait_s)
-        frames = self._run(step.entries, step.waited_s) if step.entries else self._take_frames([])
+        frames = self._run(step.entries, step.waited_s, arrived) if step.entries else self._take_frames([])
         return StepResult(frames, wait_s=0.0 if sessions else None)
 
     def _ready_sessions(self) -> list[TargetSession]:
         return [session for session in self._paths.without(self._sessions) if session.waits_for is None]
 
-    def _run(self, entries: list[TargetEntry], waited_s: float) -> list[EngineOutput]:
+    def _run(
+        self, entries: list[TargetEntry], waited_s: float, arrived: Callable[[], Sequence[EngineCommand]]
+    ) -> list[EngineOutput]:
         start_s = self._clock()
         entries, outcomes = self._forward.run(entries)
         now_s = self._clock()
@@ -202,11 +208,18 @@ class VerifyEngine:
             for entry in entries:
                 self._share(entry.session)
         self._metrics.stepped(entries, report.step_s, waited_s)
-        verdicts: list[tuple[SessionKey, TargetEvent]] = []
-        for entry, outcome in zip(entries, outcomes, strict=True):
-            if entry.is_complete:
-                verdicts.append((entry.session.key, self._conclude(entry, outcome, now_s)))
-        return self._take_frames(verdicts, report, self._schedule.outlook(entries, self._ready_sessions(), now_s))
+        verdicts = [
+            (entry.session, self._conclude(entry, outcome, now_s))
+            for entry, outcome in zip(entries, outcomes, strict=True)
+            if entry.is_complete
+        ]
+        self.apply(arrived())
+        told = [
+            (session.key, session.verifier.brought_up_to_date(verdict))
+            for session, verdict in verdicts
+            if session.key[0] in self._trips  # else its coordinator has just left
+        ]
+        return self._take_frames(told, report, self._schedule.outlook(self._ready_sessions(), now_s))
 
     def _conclude(self, entry: TargetEntry, outcome: Outcome, now_s: float) -> Verdict:
         session = entry.session

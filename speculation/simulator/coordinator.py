@@ -177,6 +177,8 @@ class ModelledCoordinator:
             elif isinstance(action, ToDraft):
                 assert request.draft is not None
                 request.draft.outbox.put(request.id, action.command)
+                if request.target is not None:
+                    request.target.outbox.on_told_drafter(request.id, action.command)
             elif isinstance(action, Emit):
                 request.first_token_s = request.first_token_s or self._clock.now_s
         if request.relay is not None and request.relay.is_over:

@@ -28,8 +28,8 @@ from speculation.messages import (
     SetK,
     SetLookahead,
     TargetCommand,
-    TargetEvent,
     TargetFrame,
+    Verdict,
 )
 from speculation.simulator.clock import VirtualClock
 from speculation.simulator.scenario import Costs, Scenario
@@ -105,12 +105,15 @@ class _Worker(ABC, Generic[CommandT, FrameT, StepT]):
     def _turn(self, number: int) -> None:
         if number != self._num_turns_asked or self._busy:
             return
+        self._apply_arrived()
+        self._begin()
+
+    def _apply_arrived(self) -> None:
         inbox, self._inbox = self._inbox, []
         for arrived_s, (items, heard) in inbox:
             self._hear(len(items), heard, arrived_s)
             for session_id, command in items:
                 self._apply(session_id, command, arrived_s)
-        self._begin()
 
     def _run(self, step: StepT, num_tokens: int, num_sessions: int) -> None:
         """A forward pass, which `_end` follows."""
@@ -186,21 +189,23 @@ class ModelledTarget(_Worker[TargetCommand, TargetFrame, NextStep[CachedSession]
 
     def _end(self, step: NextStep[CachedSession], step_s: float) -> None:
         report = self._schedule.report(step.entries, step_s, step.waited_s)
-        items: list[tuple[SessionId, TargetEvent]] = []
+        verdicts: list[tuple[CachedSession, Verdict]] = []
         for entry in step.entries:
             entry.session.num_cached += len(entry.token_ids)
             if entry.is_complete:
-                items.append((entry.session.id, self._conclude(entry)))
-        if items:
+                verdicts.append((entry.session, self._conclude(entry)))
+        self._apply_arrived()
+        if verdicts:
+            items = [(session.id, session.verifier.brought_up_to_date(verdict)) for session, verdict in verdicts]
             self._trip.on_sent(self._clock.now_s)
-            self.send(TargetFrame(tuple(items), report, self._gather_s(step), self._trip.num_heard))
+            self.send(TargetFrame(tuple(items), report, self._gather_s(), self._trip.num_heard))
 
-    def _gather_s(self, step: NextStep[CachedSession]) -> float:
+    def _gather_s(self) -> float:
         if not self._gathers:
             return 0.0
-        return self._trip.gather_s(self._schedule.outlook(step.entries, self._sessions.values(), self._clock.now_s))
+        return self._trip.gather_s(self._schedule.outlook(self._sessions.values(), self._clock.now_s))
 
-    def _conclude(self, entry: StepEntry[CachedSession]) -> TargetEvent:
+    def _conclude(self, entry: StepEntry[CachedSession]) -> Verdict:
         session, verifier = entry.session, entry.session.verifier
         known = verifier.token_ids
         draws = self._tokens.target_draws(verifier.sampling.seed, len(known), known[-1], entry.drafted)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from inference import ModelThread, ModelThreadStopped, StepResult
+from inference.model_thread import _Stop
 
 WITHIN_S = 10.0
 """Longer than anything here takes: reached only by a thread that is stuck."""
@@ -23,11 +24,13 @@ class ScriptedEngine:
         self.script = list(script)
         self.applied: SimpleQueue[list[str]] = SimpleQueue()
         self.stepped: SimpleQueue[None] = SimpleQueue()
+        self.arrived: Callable[[], Sequence[str]] = tuple
 
     def apply(self, commands: Sequence[str]) -> None:
         self.applied.put(list(commands))
 
-    def step(self) -> StepResult[str]:
+    def step(self, arrived: Callable[[], Sequence[str]]) -> StepResult[str]:
+        self.arrived = arrived
         self.stepped.put(None)
         return self.script.pop(0)() if self.script else StepResult()
 
@@ -77,6 +80,52 @@ def test_commands_arrive_in_order_and_together(harness: Harness) -> None:
     assert engine.applied.get(timeout=WITHIN_S) == ["b", "c", "d"]
     assert harness.delivered.get(timeout=WITHIN_S) == ["first"]
     assert harness.delivered.get(timeout=WITHIN_S) == ["second"]
+
+
+def test_a_step_can_have_what_has_come_meanwhile(harness: Harness) -> None:
+    is_busy, go_on = threading.Event(), threading.Event()
+    seen: list[Sequence[str]] = []
+
+    def busy() -> StepResult[str]:
+        is_busy.set()
+        assert go_on.wait(WITHIN_S)
+        seen.extend([engine.arrived(), engine.arrived()])
+        return StepResult(["first"])
+
+    engine = ScriptedEngine(busy, lambda: StepResult(["second"]))
+    thread = harness.start(engine)
+    thread.submit("a")
+    assert is_busy.wait(WITHIN_S)
+    thread.submit("b")
+    thread.wake()
+    thread.submit("c")
+    go_on.set()
+    assert harness.delivered.get(timeout=WITHIN_S) == ["first"]
+    assert harness.delivered.get(timeout=WITHIN_S) == ["second"], "who was to be woken slept on"
+    assert seen == [["b", "c"], []]
+    assert engine.applied.get(timeout=WITHIN_S) == ["a"]
+    assert engine.applied.empty(), "commands were applied twice"
+
+
+def test_a_step_that_takes_what_has_come_does_not_swallow_the_end(harness: Harness) -> None:
+    is_busy, go_on = threading.Event(), threading.Event()
+
+    def busy() -> StepResult[str]:
+        is_busy.set()
+        assert go_on.wait(WITHIN_S)
+        while not engine.arrived():  # until the one that was submitted after the end is here
+            pass
+        return StepResult(wait_s=0.0)
+
+    engine = ScriptedEngine(busy)
+    thread = harness.start(engine)
+    thread.submit("a")
+    assert is_busy.wait(WITHIN_S)
+    thread._queue.put(_Stop())
+    thread.submit("b")
+    go_on.set()
+    thread._thread.join(WITHIN_S)
+    assert not thread._thread.is_alive()
 
 
 def test_no_step_before_the_first_command(harness: Harness) -> None:

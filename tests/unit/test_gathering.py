@@ -7,7 +7,7 @@ import pytest
 
 from speculation.drafter import DrafterSession, take_frame
 from speculation.fingerprint import fingerprint
-from speculation.gathering import MAX_GATHER_S, Departure, FrameTrip, Hearing, RoundTrip
+from speculation.gathering import LEAST_MARGIN, MAX_GATHER_S, Departure, Forecast, FrameTrip, Hearing, RoundTrip
 from speculation.guesses import guess_of
 from speculation.messages import NOTHING_HEARD, Commit, OpenDraft, OpenTarget, Proposal, Sampling, SessionId
 from speculation.simulator import AcceptanceByRun, Costs, Latencies, Load, Scenario, simulate
@@ -79,12 +79,43 @@ def test_a_target_measures_the_trip_by_what_the_coordinator_says_it_had_heard() 
     target.on_sent(1.000)
     coordinator.on_frame(5.001)  # by its own clock
     target.on_heard(2, coordinator.heard(5.007), 1.008)  # 1 ms there, held for 6 ms, 1 ms back
-    assert target.gather_s(STEP_S) == pytest.approx(0.9 * STEP_S - 0.002)
+    assert target.gather_s(STEP_S) == pytest.approx(STEP_S - 0.002)
     assert target.gather_s(None) == 0.0
     assert target.num_heard == 2
 
 
+@pytest.mark.parametrize(
+    ("shares", "least"),
+    [([1.0], 1.0 - LEAST_MARGIN), ([1.0, 1.3], 1.0 - LEAST_MARGIN), ([1.0, 1.0, 0.7, 1.0], 0.7), ([0.6, 0.8], 0.6)],
+)
+def test_a_step_is_told_as_short_as_the_shortest_ones_turned_out(shares: list[float], least: float) -> None:
+    forecast = Forecast()
+    assert forecast.at_least_s(STEP_S) == pytest.approx(0.9 * STEP_S)  # before anything is known
+    for _ in range(40):
+        for share in shares:
+            forecast.observe(share * STEP_S)
+            assert forecast.at_least_s(STEP_S) is not None
+    assert forecast.at_least_s(STEP_S) == pytest.approx(least * STEP_S)
+    forecast.at_least_s(None)
+    for _ in range(40):
+        forecast.observe(0.1 * STEP_S)  # a step that nobody had foreseen says nothing
+    assert forecast.at_least_s(STEP_S) == pytest.approx(least * STEP_S)
+
+
 # -- the target ------------------------------------------------------------------------------------------------------
+
+
+def test_how_long_a_step_takes_is_foreseen_by_what_is_staged_for_it() -> None:
+    schedule, [session] = schedule_after_step(right=True)
+    for num_tokens in (1, 1, 1, 5, 5, 5):
+        schedule.report([StepEntry(session, [1] * num_tokens, [], True)], 0.001 * num_tokens, 0.0)
+    without_s = schedule.outlook([session], 0.0)
+    known = session.verifier.token_ids
+    session.verifier.stage(Proposal(len(known), fingerprint(known), (5, 6, 7, 8), (1.0,) * 4), 0.0)
+    with_drafts_s = schedule.outlook([session], 0.0)
+    assert without_s is not None
+    assert with_drafts_s is not None
+    assert with_drafts_s > 2 * without_s
 
 
 def schedule_after_step(right: bool, num_sessions: int = 1, **options: bool) -> tuple[Schedule, list[CachedSession]]:
@@ -109,8 +140,8 @@ def test_nothing_gathers_where_the_target_may_be_waiting(
     right: bool, num_sessions: int, turns: bool, gathers: bool
 ) -> None:
     schedule, sessions = schedule_after_step(right, num_sessions, turns=turns)
-    assert (schedule.outlook([], sessions, 0.0) is not None) is gathers
-    assert schedule.outlook([], [], 0.0) is None  # nothing runs
+    assert (schedule.outlook(sessions, 0.0) is not None) is gathers
+    assert schedule.outlook([], 0.0) is None  # nothing runs
 
 
 def schedule_that_knows(first_s: float) -> tuple[Schedule, list[CachedSession]]:
@@ -130,14 +161,14 @@ def schedule_that_knows(first_s: float) -> tuple[Schedule, list[CachedSession]]:
 
 def test_drafts_that_come_early_in_a_step_that_does_not_wait_gather_but_for_a_look_now_and_then() -> None:
     schedule, sessions = schedule_that_knows(0.7 * STEP_S)
-    gathers = [schedule.outlook([], sessions, 5.0) is not None for _ in range(2 * LOOK_EVERY)]
+    gathers = [schedule.outlook(sessions, 5.0) is not None for _ in range(2 * LOOK_EVERY)]
     assert gathers == [*[True] * (LOOK_EVERY - 1), False] * 2
 
 
 @pytest.mark.parametrize("steps", [0.05, 0.95, 2.0])
 def test_drafts_that_are_waited_for_or_may_miss_the_step_leave_at_once(steps: float) -> None:
     schedule, sessions = schedule_that_knows(steps * STEP_S)
-    assert not any(schedule.outlook([], sessions, 5.0) for _ in range(2 * LOOK_EVERY))
+    assert not any(schedule.outlook(sessions, 5.0) for _ in range(2 * LOOK_EVERY))
 
 
 def test_the_prefills_of_sessions_that_begin_are_foreseen() -> None:
@@ -145,9 +176,9 @@ def test_the_prefills_of_sessions_that_begin_are_foreseen() -> None:
     for num_tokens in (3, 3, 512, 512):
         entry = StepEntry(sessions[0], [1] * num_tokens, [], True)
         schedule.report([entry], STEP_S * (1 + num_tokens / 100), 0.0)
-    alone_s = schedule.outlook([], sessions, 0.0)
+    alone_s = schedule.outlook(sessions, 0.0)
     begins = CachedSession(SessionId(9), schedule.open(OpenTarget((1,) * 400, Sampling(), 500, (), 4), 50))
-    with_prefill_s = schedule.outlook([], [*sessions, begins], 0.0)
+    with_prefill_s = schedule.outlook([*sessions, begins], 0.0)
     assert alone_s is not None
     assert with_prefill_s is not None
     assert with_prefill_s > 1.5 * alone_s
@@ -167,6 +198,24 @@ def test_what_gathers_leaves_in_one_frame_at_the_last_occasion() -> None:
     [left] = session.take_proposals(4, 1.006, 1.007)  # at the next occasion it would be too late
     assert len(left.token_ids) == 7
     assert (left.num_committed, left.held_s) == (3, pytest.approx(0.006))
+
+
+def test_a_token_that_the_target_is_about_to_say_itself_does_not_leave_alone() -> None:
+    session = drafter()
+    session.commit(Commit(2, (9,), gather_s=0.002), now_s=1.0)
+    draft(session, 1)
+    assert session.take_proposals(4, 1.002, 1.003) == []
+    draft(session, 1)
+    assert num_left(session.take_proposals(4, 1.003, 1.004)) == 2
+    draft(session, 1)
+    assert num_left(session.take_proposals(4, 1.006, 1.007)) == 1  # goes on from what is there
+
+
+def test_a_target_that_may_be_waiting_gets_the_first_token_at_once() -> None:
+    session = drafter()
+    session.commit(Commit(2, (9,), gather_s=0.0), now_s=1.0)
+    draft(session, 1)
+    assert num_left(session.take_proposals(4, 1.002, 1.003)) == 1
 
 
 def test_nothing_waits_for_a_step_that_there_is_not() -> None:

@@ -8,7 +8,9 @@ from speculation.cost import StepCostModel
 from speculation.gathering import MAX_GATHER_S
 from speculation.messages import (
     CloseSession,
+    Commit,
     OpenTarget,
+    Proposal,
     Sampling,
     SessionId,
     SetK,
@@ -105,6 +107,40 @@ def test_steps_that_get_shorter_one_after_the_other_hold_nothing_back_twice() ->
         box.on_frame(frame(), now_s)
         assert due_in(box, now_s) == 0.0
         box.take(now_s)
+
+
+TWO = SessionId(2)
+
+
+def drafts(num_committed: int) -> Proposal:
+    return Proposal(num_committed, 0, (1, 2), (1.0, 1.0), num_committed=num_committed)
+
+
+def test_drafts_that_were_told_to_gather_leave_when_all_are_here() -> None:
+    box = busy()
+    for session_id in (ONE, TWO):
+        box.on_told_drafter(session_id, Commit(10, (1, 2), gather_s=0.004))
+    box.put(ONE, drafts(10))  # left before the drafter heard of it
+    box.put(ONE, drafts(12))
+    assert due_in(box, 1.004) == pytest.approx(0.004)
+    box.put(TWO, drafts(12))
+    assert due_in(box, 1.004) == 0.0
+    assert len(box.take(1.004)) == 3
+    box.put(ONE, drafts(12))  # the step has had its frame
+    assert due_in(box, 1.005) > STEP_S / 2
+
+
+def test_nobody_awaits_what_was_to_come_at_once_or_for_a_step_that_is_over() -> None:
+    box = busy()
+    box.on_told_drafter(ONE, Commit(10, (1, 2)))
+    box.on_told_drafter(ONE, CloseSession())
+    box.put(ONE, drafts(12))
+    assert due_in(box, 1.001) == pytest.approx(0.007)
+    box.take(1.008)
+    box.on_told_drafter(ONE, Commit(12, (1, 2), gather_s=0.004))
+    box.on_frame(frame(), 1.010)
+    box.put(ONE, drafts(14))
+    assert box.due_s(1.011) == pytest.approx(1.010 + GATHER_S)
 
 
 @pytest.mark.parametrize("gather_s", [1e9, math.inf, math.nan, -1.0])
