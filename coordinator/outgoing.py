@@ -25,9 +25,6 @@ class Outgoing(Generic[CommandT]):
 
     def send(self, session_id: SessionId, command: CommandT) -> None:
         """Says something now or, together with other things, when it is of use."""
-        if not self._outbox.may_hold:
-            self._connection.send(session_id, command)
-            return
         self._outbox.put(session_id, command)
         if self._timer is not None and self._outbox.is_complete:
             self._timer.cancel()

@@ -66,11 +66,6 @@ class Outbox(Generic[CommandT]):
             self._is_complete = not self._awaited
 
     @property
-    def may_hold(self) -> bool:
-        """False: everything leaves at once."""
-        return self._costs is not None
-
-    @property
     def is_empty(self) -> bool:
         return not self._pending
 
