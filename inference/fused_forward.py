@@ -22,9 +22,10 @@ import torch
 from torch.nn import functional
 
 from inference.attention import AttentionStep
-from inference.fused_weights import LayerWeights, ModelWeights, Norm, Projection
+from inference.fused_weights import LayerWeights, ModelWeights, Norm
 from inference.matmul_attention import MatmulStep
 from inference.packing import PackedBatch
+from inference.projections import DenseProjection, PackedProjection
 from inference.read_plan import ReadPlan
 from inference.scripted_layers import script_layers
 
@@ -38,20 +39,22 @@ class FusedForward:
     def __init__(self, weights: ModelWeights) -> None:
         self._weights = weights
         self._buffers: dict[int, _Buffers] = {}
-        on_cpu = weights.embedding.device.type == "cpu"
+        on_cpu = weights.device.type == "cpu"
         self._make_norm = _MirrorNorm if on_cpu else _KernelNorm
         half = weights.head_dim // 2
         self._cos = weights.cos.unsqueeze(1)  # [max_context, 1, head_dim]
         self._half_sin = weights.sin[:, :half].unsqueeze(1)
 
         self._scripted = _scripted(weights) if on_cpu else None
-        layers = weights.layers
-        self._norms = [norm.twice for layer in layers for norm in (layer.input_norm, layer.mlp_norm)]
-        self._matrices = [
-            projection.matrix
-            for layer in layers
-            for projection in (layer.qkv, layer.attention_output, layer.gate_up, layer.down)
-        ]
+        self._norms = [norm.twice for layer in weights.layers for norm in (layer.input_norm, layer.mlp_norm)]
+        projections = weights.projections
+        self._matrices = [one.matrix for one in projections if isinstance(one, DenseProjection)]
+        self._packed = [one.packed for one in projections if isinstance(one, PackedProjection)]
+        self._unscales = [1 / one.scale for one in projections]
+
+    @property
+    def num_weight_bytes(self) -> int:
+        return self._weights.num_bytes
 
     def run(self, packed: PackedBatch, step: AttentionStep) -> torch.Tensor:
         buffers = self._run_layers(packed, step)
@@ -59,7 +62,7 @@ class FusedForward:
             normed = buffers.norm.of(self._weights.norm)
         else:
             normed = self._make_norm.once(buffers.hidden.index_select(0, packed.logit_rows), self._weights.norm)
-        return _project(normed, self._weights.head).float()
+        return self._weights.head.of(normed).float()
 
     def run_without_logits(self, packed: PackedBatch, step: AttentionStep) -> None:
         self._run_layers(packed, step)
@@ -79,9 +82,9 @@ class FusedForward:
         for index, layer in enumerate(self._weights.layers):
             self._rotate(normed.of(layer.input_norm), layer, buffers, cos, sin)
             attended = step.attend(index, buffers.query, buffers.key, buffers.value, layer.rule)
-            _add_projected(hidden, attended.reshape(hidden.shape[0], -1), layer.attention_output)
-            _project_into(buffers.gate_up, normed.of(layer.mlp_norm), layer.gate_up)
-            _add_projected(hidden, functional.silu(buffers.gate).mul_(buffers.up), layer.down)
+            layer.attention_output.add_to(hidden, attended.reshape(hidden.shape[0], -1))
+            layer.gate_up.into(buffers.gate_up, normed.of(layer.mlp_norm))
+            layer.down.add_to(hidden, functional.silu(buffers.gate).mul_(buffers.up))
         return buffers
 
     def _run_scripted(
@@ -101,7 +104,7 @@ class FusedForward:
                 *(buffers.rotated, buffers.rotated_first, buffers.rotated_second),
                 *(buffers.query[0], buffers.key[0], buffers.value[0]),
                 *(buffers.gate_up, buffers.gate, buffers.up, cos, sin),
-                *(self._norms, self._matrices),
+                *(self._norms, self._matrices, self._packed, self._unscales),
                 *(plan.keys, plan.keys_by_dim, plan.values, plan.first_new, plan.new_slots),
                 *(plan.run_starts, plan.run_lengths, plan.masks, plan.no_mask),
                 *(plan.starts, plan.first_runs),
@@ -113,7 +116,7 @@ class FusedForward:
         normed: torch.Tensor, layer: LayerWeights, buffers: _Buffers, cos: torch.Tensor, sin: torch.Tensor
     ) -> None:
         """Queries, keys and values; queries and keys turned by their positions."""
-        _project_into(buffers.qkv, normed, layer.qkv)
+        layer.qkv.into(buffers.qkv, normed)
         if layer.query_norm is not None and layer.key_norm is not None:
             _norm_heads(buffers.unrotated_query, layer.query_norm)
             _norm_heads(buffers.unrotated_key, layer.key_norm)
@@ -133,11 +136,11 @@ class FusedForward:
 def _scripted(weights: ModelWeights) -> Callable[..., None] | None:
     """The layer loop as one call, if these layers are of the kind that it knows."""
     first = weights.layers[0]
-    is_common = weights.embedding.dtype == torch.float32 and all(
+    is_common = weights.dtype == torch.float32 and all(
         layer.query_norm is None
         and layer.rule == first.rule
         and layer.input_norm.eps == layer.mlp_norm.eps == first.input_norm.eps
-        and all(one.bias is None for one in (layer.qkv, layer.attention_output, layer.gate_up, layer.down))
+        and all(one.bias is None for one in layer.projections)
         for layer in weights.layers
     )
     return script_layers() if is_common else None
@@ -213,7 +216,7 @@ class _Buffers:
 
     @classmethod
     def make(cls, num_tokens: int, weights: ModelWeights, make_norm: type[_MirrorNorm] | type[_KernelNorm]) -> _Buffers:
-        like = weights.embedding
+        like = weights.norm.weight
         num_heads, num_kv_heads, head_dim = weights.num_heads, weights.num_kv_heads, weights.head_dim
         num_turned, half = num_heads + num_kv_heads, head_dim // 2
         norm = make_norm(num_tokens, like)
@@ -221,7 +224,7 @@ class _Buffers:
         heads = qkv.view(num_tokens, num_turned + num_kv_heads, head_dim)
         unrotated = heads[:, :num_turned]
         rotated = like.new_empty(num_tokens, num_turned, head_dim)
-        gate_up = like.new_empty(num_tokens, weights.layers[0].gate_up.matrix.shape[1])
+        gate_up = like.new_empty(num_tokens, weights.layers[0].gate_up.num_outputs)
         gate, up = gate_up.chunk(2, dim=-1)
         return cls(
             norm=norm,
@@ -246,22 +249,3 @@ class _Buffers:
 
 def _norm_heads(heads: torch.Tensor, norm: Norm) -> None:
     heads.copy_(functional.rms_norm(heads, heads.shape[-1:], norm.weight, norm.eps))
-
-
-def _project(inputs: torch.Tensor, projection: Projection) -> torch.Tensor:
-    if projection.bias is None:
-        return torch.mm(inputs, projection.matrix)
-    return torch.addmm(projection.bias, inputs, projection.matrix)
-
-
-def _project_into(outputs: torch.Tensor, inputs: torch.Tensor, projection: Projection) -> None:
-    if projection.bias is None:
-        torch.mm(inputs, projection.matrix, out=outputs)
-    else:
-        torch.addmm(projection.bias, inputs, projection.matrix, out=outputs)
-
-
-def _add_projected(hidden: torch.Tensor, inputs: torch.Tensor, projection: Projection) -> None:
-    hidden.addmm_(inputs, projection.matrix)
-    if projection.bias is not None:
-        hidden.add_(projection.bias)

@@ -40,7 +40,7 @@ class ModelDescription:
     """Empty if the model names none."""
     num_parameters: int
     dtype: str
-    """e.g. `float32`"""
+    """What it computes in, e.g. `float32`."""
     device: str
     """e.g. `cpu`, `cuda:0`"""
     memory_bytes: int
@@ -75,7 +75,8 @@ def load_model(
         name: a folder, or a name on the hub (taken from the local cache if it is there).
         device: "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is one.
         dtype: "float32", "bfloat16", "float16"; "auto" is float32 on CPU and bfloat16 elsewhere, whatever the
-            dtype of the stored weights.
+            dtype of the stored weights. Where float16 holds them exactly, float32 reads half as much
+            (`projections`).
         kv_tokens: positions of all sequences together, rounded up to whole blocks. Allocated now.
         num_threads: CPU threads of the calling thread's operations; None leaves torch's setting.
         backend: how attention is computed; None is `MatmulBackend` on a CPU and `SdpaBackend` elsewhere.
@@ -94,7 +95,7 @@ def load_model(
     torch_device = _device(device)
     torch_dtype = _dtype(dtype, torch_device)
     report(f"reading weights of {name}")
-    model = _load_weights(str(name), torch_dtype, torch_device)
+    model = load_weights(str(name), torch_dtype, torch_device)
     with explain(str(name), "lower kv_tokens, or use another model or device"):
         probed = probe(model)
         backend = backend or (MatmulBackend() if torch_device.type == "cpu" else SdpaBackend())
@@ -155,7 +156,9 @@ def _chat_template(given: object) -> str:
     return template if isinstance(template, str) else ""
 
 
-def _load_weights(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_weights(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model as transformers makes it, in eval mode, with our attention; raises as `load_model`."""
+
     def load(local_files_only: bool) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, attn_implementation=ATTENTION_NAME, local_files_only=local_files_only
@@ -203,7 +206,6 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def _describe(name: str, model: PreTrainedModel, runtime: PagedRuntime) -> ModelDescription:
-    weights = list(model.parameters()) + list(model.buffers())
     config = model.config.get_text_config()
     return ModelDescription(
         name=name,
@@ -214,7 +216,7 @@ def _describe(name: str, model: PreTrainedModel, runtime: PagedRuntime) -> Model
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
-        memory_bytes=sum(weight.nbytes for weight in weights) + runtime.num_kv_bytes,
+        memory_bytes=runtime.num_weight_bytes + runtime.num_kv_bytes,
         num_layers=int(config.num_hidden_layers),
         hidden_size=int(config.hidden_size),
     )

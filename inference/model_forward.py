@@ -16,6 +16,11 @@ from inference.packing import PackedBatch
 class ModelForward(Protocol):
     """One forward pass of a causal language model; attention and its memory are the step's business."""
 
+    @property
+    def num_weight_bytes(self) -> int:
+        """Memory of the weights it runs."""
+        ...
+
     def run(self, packed: PackedBatch, step: AttentionStep) -> torch.Tensor:
         """The logits of `packed.logit_rows`: float32 [num_logits, vocab_size]; at least one is wanted."""
         ...
@@ -30,6 +35,10 @@ class TransformersForward:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+
+    @property
+    def num_weight_bytes(self) -> int:
+        return sum(weight.nbytes for weight in (*self._model.parameters(), *self._model.buffers()))
 
     def run(self, packed: PackedBatch, step: AttentionStep) -> torch.Tensor:
         rows = 0 if packed.logit_rows is None else packed.logit_rows  # 0 means all of them

@@ -12,7 +12,7 @@ from inference.errors import ContextOverflow
 from inference.fused_forward import FusedForward
 from inference.kv_cache import AttentionGeometry, KVCache
 from inference.kv_pool import KVPool
-from inference.model_forward import ModelForward, TransformersForward
+from inference.model_forward import ModelForward
 from inference.packing import PackedBatch, pack
 from inference.runtime import Chunk, Runtime, SequenceId
 from inference.step_graphs import Recorder, StepGraphs
@@ -21,9 +21,9 @@ from inference.step_graphs import Recorder, StepGraphs
 class PagedRuntime(Runtime):
     """Packed ragged forward passes over a paged KV pool. See `Runtime` for the contract.
 
-    `forward` runs `model`'s weights, which are in eval mode; `max_context` is what the model was made for and is
-    lowered to what the pool can hold. With a `recorder`, small steps of a fused forward run in fixed sizes that it
-    has recorded (`step_graphs`).
+    `forward` runs the weights of `model`, which may be gone afterwards: only its shapes are asked for here.
+    `max_context` is what the model was made for and is lowered to what the pool can hold. With a `recorder`, small
+    steps of a fused forward run in fixed sizes that it has recorded (`step_graphs`).
     """
 
     def __init__(
@@ -38,7 +38,6 @@ class PagedRuntime(Runtime):
         max_context: int,
         recorder: Recorder | None = None,
     ) -> None:
-        self._model = model
         self._forward = forward
         self._backend = backend
         self._device = model.device
@@ -62,6 +61,11 @@ class PagedRuntime(Runtime):
     @property
     def num_free_tokens(self) -> int:
         return self._pool.num_free_blocks * self._pool.block_size
+
+    @property
+    def num_weight_bytes(self) -> int:
+        """Memory of the weights."""
+        return self._forward.num_weight_bytes
 
     @property
     def num_kv_bytes(self) -> int:
@@ -100,18 +104,6 @@ class PagedRuntime(Runtime):
 
     def free(self, sequence: SequenceId) -> None:
         self._pool.free(sequence)
-
-    def by_transformers(self, kv_tokens: int) -> PagedRuntime:
-        """The same weights run by transformers' own layers, over a KV pool of its own: to compare with."""
-        return PagedRuntime(
-            self._model,
-            TransformersForward(self._model),
-            self._backend,
-            self._cache.geometry,
-            num_blocks=-(-kv_tokens // self._pool.block_size),
-            block_size=self._pool.block_size,
-            max_context=self._max_context,
-        )
 
     def check_integrity(self) -> None:
         """Check the KV pool's books, in time proportional to the pool; raises IntegrityError."""

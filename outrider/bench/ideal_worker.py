@@ -28,7 +28,7 @@ class BarePair:
     def __init__(self, target: str, draft: str, num_threads: int, device: str, dtype: str) -> None:
         torch.set_num_threads(num_threads)
         self._target = load_model(target, device=device, dtype=dtype).runtime
-        self._eager = self._target.by_transformers(_EAGER_KV_TOKENS)
+        self._eager = load_model(target, device=device, dtype=dtype, kv_tokens=_EAGER_KV_TOKENS, fuse=False).runtime
         self._draft = load_model(draft, device=device, dtype=dtype).runtime
         self._tokenizer = Tokenizer.from_str(load_tokenizer_json(target))
 

@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from inference import Chunk, load_model
+from inference.fused_choice import choose_forward
 from inference.fused_forward import FusedForward
-from inference.fused_weights import FUSABLE
+from inference.loading import load_weights
+from inference.matmul_attention import MatmulBackend
 from inference.model_forward import TransformersForward
+from inference.model_probe import probe
 
 from .tiny_models import CONFIGS, save_tiny_model
 
@@ -23,7 +26,6 @@ def test_llama_like_models_are_fused(architecture: str, tmp_path: Path) -> None:
     save_tiny_model(architecture, tmp_path)
     runtime = load_model(tmp_path, device="cpu", kv_tokens=64).runtime
     fused = not architecture.startswith("gemma")
-    assert isinstance(runtime._model, FUSABLE) == fused
     assert isinstance(runtime._forward, FusedForward if fused else TransformersForward)
 
 
@@ -39,11 +41,13 @@ def test_a_fused_forward_that_is_wrong_is_not_used(
     assert "differ from transformers'" in caplog.text
 
 
-def test_the_scripted_layers_are_the_same_bit_for_bit(llama_folder: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_scripted_layers_are_the_same_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     """Prefill, decodes, verification and a fork that lies in several runs of blocks, in one batch and alone."""
+    save_tiny_model("llama-gqa", tmp_path, dtype)
     results = []
     for is_scripted in (True, False):
-        runtime = load_model(llama_folder, device="cpu", kv_tokens=256, block_size=4).runtime
+        runtime = load_model(tmp_path, device="cpu", kv_tokens=256, block_size=4).runtime
         assert isinstance(runtime._forward, FusedForward)
         assert runtime._forward._scripted is not None
         if not is_scripted:
@@ -60,7 +64,8 @@ def test_the_scripted_layers_are_the_same_bit_for_bit(llama_folder: Path) -> Non
 
 def test_weights_are_not_held_twice(llama_folder: Path) -> None:
     """The model's own parameters are views of the fused matrices, so that either forward runs on the same memory."""
-    model = load_model(llama_folder, device="cpu", kv_tokens=64).runtime._model
+    model = load_weights(str(llama_folder), torch.float32, torch.device("cpu"))
+    choose_forward(model, MatmulBackend(), probe(model), max_context=64)
     attention = model.model.layers[0].self_attn
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     assert len({projection.weight.untyped_storage().data_ptr() for projection in projections}) == 1

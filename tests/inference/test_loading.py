@@ -13,9 +13,12 @@ from transformers import GptOssConfig, LlamaConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from inference import Chunk, ModelLoadError, ModelNotFound, load_model, load_tokenizer_json
+from inference.loading import load_weights
 from inference.model_probe import usable_context
 
 from .tiny_models import CONFIGS, VOCAB_SIZE, save_tiny_model
+
+CPU = torch.device("cpu")
 
 
 def test_description(llama_folder: Path) -> None:
@@ -39,8 +42,10 @@ def test_bfloat16_weights_run_in_float32_on_cpu(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     loaded = load_model(tmp_path, device="cpu", kv_tokens=64)
     assert loaded.description.dtype == "float32"
-    assert {p.dtype for p in loaded.runtime._model.parameters()} == {torch.float32}
-    assert not any(p.requires_grad for p in loaded.runtime._model.parameters())
+    assert loaded.runtime.forward([Chunk(loaded.runtime.open(), [1], 1)]).dtype == torch.float32
+    parameters = list(load_weights(str(tmp_path), torch.float32, CPU).parameters())
+    assert {parameter.dtype for parameter in parameters} == {torch.float32}
+    assert not any(parameter.requires_grad for parameter in parameters)
 
 
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:
@@ -48,7 +53,7 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     config = CONFIGS["llama-gqa"]()
     config.tie_word_embeddings = True
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    model = load_model(tmp_path, device="cpu", kv_tokens=64).runtime._model
+    model = load_weights(str(tmp_path), torch.float32, CPU)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.is_contiguous()
     assert model.model.layers[0].mlp.up_proj.weight.stride(0) == 1  # by input
@@ -164,14 +169,14 @@ def test_attention_sinks_are_refused(tmp_path: Path) -> None:
 def test_layers_of_unknown_kind_are_refused(llama_folder: Path) -> None:
     from inference.model_probe import probe
 
-    model = load_model(llama_folder, device="cpu", kv_tokens=64).runtime._model
+    model = load_weights(str(llama_folder), torch.float32, CPU)
     model.config.layer_types = ["full_attention", "chunked_attention"]
     with pytest.raises(ModelLoadError, match="chunked_attention"):
         probe(model)
 
 
 def test_context_is_cut_where_rope_depends_on_the_batch(llama_folder: Path) -> None:
-    model = load_model(llama_folder, device="cpu", kv_tokens=64).runtime._model
+    model = load_weights(str(llama_folder), torch.float32, CPU)
     assert usable_context(model) == 128
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
     model.config = LlamaConfig(max_position_embeddings=128, rope_parameters=rope)

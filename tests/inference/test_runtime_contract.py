@@ -11,6 +11,7 @@ import torch
 from inference import Chunk, ContextOverflow, OutOfKVBlocks, PagedRuntime, UnknownSequence, load_model, warm_up
 from inference.attention import AttentionStep
 from inference.kv_cache import KVCache
+from inference.loading import load_weights
 from inference.packing import PackedBatch
 from inference.sdpa_attention import SdpaBackend
 
@@ -141,10 +142,10 @@ def test_bfloat16(llama_folder: Path, runtime: PagedRuntime, device: str) -> Non
     torch.testing.assert_close(logits[1], logits[0], atol=0.2, rtol=0.1)
 
 
-def test_the_model_does_not_run_without_its_runtime(runtime: PagedRuntime) -> None:
-    call: Callable[..., object] = runtime._model
+def test_the_model_does_not_run_without_its_runtime(llama_folder: Path, device: str) -> None:
+    model: Callable[..., object] = load_weights(str(llama_folder), torch.float32, torch.device(device))
     with pytest.raises(RuntimeError, match="only through its Runtime"):
-        call(torch.tensor([[1]], device=runtime._model.device))
+        model(torch.tensor([[1]], device=device))
 
 
 def test_warm_up_leaves_nothing_behind(runtime: PagedRuntime) -> None:
