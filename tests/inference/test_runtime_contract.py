@@ -106,7 +106,7 @@ def test_failing_forward_is_rolled_back(llama_folder: Path, device: str) -> None
 
     backend = FailingBackend()
     runtime = load_model(
-        llama_folder, device=device, dtype="float32", kv_tokens=64, block_size=8, backend=backend
+        llama_folder, device=device, dtype="float32", kv_tokens=64, block_size=8, backend=backend, graphs=False
     ).runtime
     sequence = runtime.open()
     expected = runtime.forward([Chunk(sequence, range(10), 10)])
