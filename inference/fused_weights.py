@@ -110,19 +110,17 @@ Project = Callable[[torch.Tensor, torch.Tensor | None], Projection]
 """Makes one of a weight [outputs, inputs] and a bias."""
 
 
-def fused_weights(
-    model: PreTrainedModel, rules: Mapping[int, LayerRule], max_context: int, pack: bool = True
-) -> ModelWeights | None:
+def fused_weights(model: PreTrainedModel, rules: Mapping[int, LayerRule], max_context: int) -> ModelWeights | None:
     """Rearranges the model's weights; None if it is not of a kind that `FusedForward` knows. The model still runs.
 
-    `rules` says how each layer attends, as its own attention calls have shown. With `pack`, matrices are packed if
-    this machine can, and if all of them can be (`projections.fits_half`).
+    `rules` says how each layer attends, as its own attention calls have shown. Matrices are packed if this machine can,
+    and if all of them can be (`projections.fits_half`).
     """
     if type(model) not in FUSABLE or not _is_plain(model.config):
         return None
     body: Any = model.model
     config: Any = model.config
-    project = PackedProjection.make if pack and _can_pack(model) else _dense
+    project = PackedProjection.make if _can_pack(model) else _dense
     layers = tuple(_layer(layer, rules[index], project) for index, layer in enumerate(body.layers))
     positions = torch.arange(max_context, device=model.device).unsqueeze(0)
     embedding = body.embed_tokens.weight
