@@ -68,7 +68,7 @@ class LayerWeights:
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
     embedding: torch.Tensor
-    """[vocab_size, hidden_size], in the smallest dtype that holds it exactly."""
+    """[vocab_size, hidden_size]; beside packed projections in the smallest dtype that holds it exactly."""
     layers: tuple[LayerWeights, ...]
     norm: Norm
     head: Projection

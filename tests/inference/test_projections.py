@@ -93,7 +93,6 @@ def test_one_matrix_with_more_digits_leaves_all_as_they_are(tmp_path: Path, monk
 def test_without_the_library_nothing_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.backends.quantized.engine", "qnnpack")
     assert not packs_here()
-    monkeypatch.setattr("inference.fused_weights.packs_here", lambda: False)
     save_tiny_model("llama-gqa", tmp_path, torch.bfloat16)
     runtime = load_model(tmp_path, device="cpu", kv_tokens=64).runtime
     assert isinstance(runtime._forward, FusedForward)
