@@ -55,6 +55,7 @@ def load(
             dtype=settings.dtype,
             kv_tokens=settings.kv_tokens,
             num_threads=threads,
+            compiled=True,
             graphs=settings.graphs,
             on_progress=on_progress,
         )

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from inference.attention import AttentionBackend
+from inference.compiled_forward import MAX_COMPILED_ROWS, CompiledForward
 from inference.fused_forward import FusedForward
 from inference.fused_weights import fused_weights
 from inference.kv_cache import KVCache
@@ -17,7 +18,8 @@ from inference.model_probe import Probed
 from inference.packing import pack
 from inference.runtime import Chunk
 
-_NUM_SAMPLED = 12
+_NUM_SAMPLED = MAX_COMPILED_ROWS
+"""Few enough for every way to run them itself."""
 
 _TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference of two logits that rounding explains, as a share of the greatest logit."""
@@ -26,20 +28,38 @@ _logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
-def choose_forward(model: PreTrainedModel, backend: AttentionBackend, probed: Probed, max_context: int) -> ModelForward:
-    """`FusedForward` where it applies; it is tried on a few tokens first and not trusted blindly."""
+def choose_forward(
+    model: PreTrainedModel, backend: AttentionBackend, probed: Probed, max_context: int, compiles: bool = False
+) -> ModelForward:
+    """`FusedForward` where it applies; it is tried on a few tokens first and not trusted blindly.
+
+    ``compiles``: the same of `CompiledForward`, over it.
+    """
     by_transformers = TransformersForward(model)
     weights = fused_weights(model, probed.rules, max_context)
     if weights is None:
         return by_transformers
-    fused = FusedForward(weights)
     expected = _sample(by_transformers, model, backend, probed)
-    found = _sample(fused, model, backend, probed)
-    error = float((found - expected).abs().max() / expected.abs().max())
-    if error <= _TOLERANCES[model.dtype]:
+
+    def agrees(forward: ModelForward, name: str) -> bool:
+        found = _sample(forward, model, backend, probed)
+        error = float((found - expected).abs().max() / expected.abs().max())
+        if error <= _TOLERANCES[model.dtype]:
+            return True
+        _logger.warning("the %s layers differ from transformers' by %.2g of the greatest logit: not used", name, error)
+        return False
+
+    fused = FusedForward(weights)
+    if not agrees(fused, "fused"):
+        return by_transformers
+    if not compiles or not weights.has_common_layers:
         return fused
-    _logger.warning("the fused layers differ from transformers' by %.2g of the greatest logit: not used", error)
-    return by_transformers
+    try:
+        compiled = CompiledForward(model, weights, fused)
+        return compiled if agrees(compiled, "compiled") else fused
+    except Exception as error:  # whatever a compiler may raise, the model runs without it
+        _logger.warning("the layers cannot be compiled: %s", error)
+        return fused
 
 
 def _sample(forward: ModelForward, model: PreTrainedModel, backend: AttentionBackend, probed: Probed) -> torch.Tensor:

@@ -45,7 +45,7 @@ class FusedForward:
         self._cos = weights.cos.unsqueeze(1)  # [max_context, 1, head_dim]
         self._half_sin = weights.sin[:, :half].unsqueeze(1)
 
-        self._scripted = _scripted(weights) if on_cpu else None
+        self._scripted = script_layers() if on_cpu and weights.has_common_layers else None
         self._norms = [norm.twice for layer in weights.layers for norm in (layer.input_norm, layer.mlp_norm)]
         projections = weights.projections
         self._matrices = [one.matrix for one in projections if isinstance(one, DenseProjection)]
@@ -131,19 +131,6 @@ class FusedForward:
             if num_tokens <= _MAX_KEPT_TOKENS:
                 self._buffers[num_tokens] = buffers
         return buffers
-
-
-def _scripted(weights: ModelWeights) -> Callable[..., None] | None:
-    """The layer loop as one call, if these layers are of the kind that it knows."""
-    first = weights.layers[0]
-    is_common = weights.dtype == torch.float32 and all(
-        layer.query_norm is None
-        and layer.rule == first.rule
-        and layer.input_norm.eps == layer.mlp_norm.eps == first.input_norm.eps
-        and all(one.bias is None for one in layer.projections)
-        for layer in weights.layers
-    )
-    return script_layers() if is_common else None
 
 
 class _KernelNorm:

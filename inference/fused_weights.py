@@ -94,6 +94,19 @@ class ModelWeights:
         return [projection for layer in self.layers for projection in layer.projections]
 
     @property
+    def has_common_layers(self) -> bool:
+        """In float32, of one rule without softcap, with one epsilon, without biases and norms of queries and keys."""
+        first = self.layers[0]
+        return self.dtype == torch.float32 and all(
+            layer.query_norm is None
+            and layer.rule == first.rule
+            and layer.rule.softcap is None
+            and layer.input_norm.eps == layer.mlp_norm.eps == first.input_norm.eps
+            and all(one.bias is None for one in layer.projections)
+            for layer in self.layers
+        )
+
+    @property
     def num_bytes(self) -> int:
         """Of embedding, projections and norms."""
         norms = [self.norm, *(norm for layer in self.layers for norm in layer.norms)]

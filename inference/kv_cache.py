@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from inference.kv_pool import BlockCopy
 
@@ -65,6 +68,11 @@ class KVCache:
         self.layer_keys_by_dim: LayerViews = self._keys.transpose(2, 3).unbind(0)
         """The same keys as [num_kv_heads, key_dim, num_slots]."""
         self.layer_values: LayerViews = self._values.unbind(0)
+
+    @cached_property
+    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Keys and values as numpy sees them, for a cache in float32 on a CPU: [layers, num_kv_heads, slots, dim]."""
+        return self._keys.numpy(), self._values.numpy()
 
     @property
     def num_bytes(self) -> int:

@@ -25,7 +25,13 @@ _MAX_SCORES = 1 << 23
 class MatmulBackend:
     """An `AttentionBackend` for CPUs."""
 
-    keys_by_dim = True
+    def __init__(self, keys_by_dim: bool = True) -> None:
+        """``keys_by_dim``: the order in which its products read keys fastest; what else reads them may want another."""
+        self._keys_by_dim = keys_by_dim
+
+    @property
+    def keys_by_dim(self) -> bool:
+        return self._keys_by_dim
 
     def plan(self, batch: PackedBatch, cache: KVCache) -> AttentionStep:
         return MatmulStep(batch, cache)
@@ -35,8 +41,8 @@ class MatmulStep:
     """One step's attention over the paged cache; see `AttentionStep`."""
 
     def __init__(self, batch: PackedBatch, cache: KVCache) -> None:
+        self.cache = cache
         self._sequences = batch.sequences
-        self._cache = cache
         self._batch = batch
         self._device = batch.token_ids.device
         self._writer: Writer | None = None
@@ -46,7 +52,7 @@ class MatmulStep:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: LayerRule
     ) -> torch.Tensor:
         if self._writer is None:
-            self._writer = writer_for(self._batch, self._cache)
+            self._writer = writer_for(self._batch, self.cache)
         self._writer.write(layer, key, value)
         reads = self._reads_by_rule.get(rule)
         if reads is None:
@@ -60,15 +66,15 @@ class MatmulStep:
 
     def plan_reads(self, rule: LayerRule, dtype: torch.dtype) -> ReadPlan | None:
         """All that the attention of a step reads and writes; None if it takes turns or is not a plain softmax."""
-        num_kv_heads, group_size = self._cache.geometry.num_kv_heads, self._cache.geometry.group_size
+        num_kv_heads, group_size = self.cache.geometry.num_kv_heads, self.cache.geometry.group_size
         takes_turns = any(
             sequence.num_tokens > 1 and num_kv_heads * group_size * sequence.num_tokens * sequence.context > _MAX_SCORES
             for sequence in self._sequences
         )
-        return None if rule.softcap is not None or takes_turns else plan_reads(self._batch, self._cache, rule, dtype)
+        return None if rule.softcap is not None or takes_turns else plan_reads(self._batch, self.cache, rule, dtype)
 
     def _read(self, sequence: PackedSequence, rule: LayerRule, dtype: torch.dtype) -> _Read:
-        geometry = self._cache.geometry
+        geometry = self.cache.geometry
         first = first_visible(sequence, rule.window)
         mask = None
         if sequence.num_tokens > 1:
@@ -76,7 +82,7 @@ class MatmulStep:
         return _Read(
             start=sequence.start,
             stop=sequence.stop,
-            runs=runs_of(sequence, first, self._cache, transposed_keys=True),
+            runs=runs_of(sequence, first, self.cache, transposed_keys=True),
             num_keys=sequence.context - first,
             mask=mask,
             no_mask=torch.zeros((), dtype=dtype, device=self._device),

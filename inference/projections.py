@@ -104,7 +104,7 @@ class PackedProjection:
     @classmethod
     def make(cls, weight: Tensor, bias: Tensor | None) -> PackedProjection:
         """Of ``weight`` [outputs, inputs], for which `fits_half` holds."""
-        scale = _scale(weight)
+        scale = half_scale(weight)
         packed = torch.ops.quantized.linear_prepack_fp16(weight * scale, None)
         num_bytes = 2 * weight.numel() + (0 if bias is None else bias.nbytes)
         return cls(packed, bias, scale, weight.shape[0], num_bytes)
@@ -138,11 +138,12 @@ def fits_half(weight: Tensor) -> bool:
     """
     if weight.dtype is not torch.float32:
         return False
-    scaled = weight * _scale(weight)
+    scaled = weight * half_scale(weight)
     error = torch.linalg.vector_norm(scaled.half().float() - scaled)
     return bool(error <= FLOAT32_ROUNDING * torch.linalg.vector_norm(scaled))
 
 
-def _scale(weight: Tensor) -> float:
+def half_scale(weight: Tensor) -> float:
+    """The power of two that brings the greatest weight to the upper end of float16."""
     greatest = float(weight.abs().max()) if weight.numel() else 0.0
     return math.ldexp(1.0, _GREATEST_EXPONENT - math.frexp(greatest)[1]) if 0 < greatest < math.inf else 1.0

@@ -62,6 +62,7 @@ def load(
             device=device,
             dtype=dtype,
             kv_tokens=kv_tokens,
+            compiled=role == "draft",
             on_progress=lambda stage: on_progress(f"{role}: {stage}"),
         )
     except ModelLoadError as error:

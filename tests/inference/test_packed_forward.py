@@ -66,6 +66,7 @@ class Checker:
 
 
 STORED_IN_HALF = " stored in bfloat16"
+COMPILED_IN_HALF = " compiled, stored in bfloat16"
 WAYS: dict[str, dict[str, Any]] = {
     "": {},
     STORED_IN_HALF: {},
@@ -73,9 +74,11 @@ WAYS: dict[str, dict[str, Any]] = {
     " with sdpa": {"backend": SdpaBackend()},
     " by transformers with sdpa": {"fuse": False, "backend": SdpaBackend()},
     " in fixed sizes": {"graphs": lambda compute: compute},
+    " compiled": {"compiled": True},
+    COMPILED_IN_HALF: {"compiled": True},
 }
-"""What is not the default on a CPU; the last three are that of a GPU, where fixed sizes are recorded as graphs. What is
-stored in half precision runs on packed weights on a CPU."""
+"""What is not the default on a CPU. A GPU runs by sdpa, and in fixed sizes, which are recorded as graphs there. What is
+stored in half precision runs on packed weights on a CPU, and a small draft is compiled there."""
 
 OF_ALL = ("", STORED_IN_HALF)
 """Ways of every architecture; the others are tried with those of `OF_SOME`."""
@@ -92,7 +95,9 @@ def make_checker(
 ) -> Iterator[Callable[..., Checker]]:
     folder = tmp_path_factory.mktemp("model")
     architecture, way = request.param
-    save_tiny_model(architecture, folder, torch.bfloat16 if way == STORED_IN_HALF else torch.float32)
+    save_tiny_model(
+        architecture, folder, torch.bfloat16 if way in (STORED_IN_HALF, COMPILED_IN_HALF) else torch.float32
+    )
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     reference.to(device).eval()
 

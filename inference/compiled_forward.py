@@ -1,0 +1,126 @@
+"""A `ModelForward` whose small steps are machine code (`compiled_layers`); larger ones run as ever."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import TYPE_CHECKING, TypeGuard
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from inference.attention import AttentionStep
+from inference.fused_weights import ModelWeights
+from inference.matmul_attention import MatmulStep
+from inference.model_forward import ModelForward
+from inference.packing import PackedBatch
+
+if TYPE_CHECKING:
+    from inference.compiled_layers import Buffers, Paged
+
+MAX_COMPILED_BYTES = 16 << 20
+"""Weights of larger models, in float32, take longer to read than their operations to launch."""
+
+MAX_COMPILED_ROWS = 12
+"""Of larger steps the products of BLAS, which use a weight for several rows at once, make up for launching them."""
+
+
+def is_worth_compiling(model: PreTrainedModel) -> bool:
+    """Whether ``model``, in float32 on a CPU, gains from `CompiledForward`, and numba is here to compile it."""
+    num_bytes = sum(weight.nbytes for weight in model.parameters())
+    return (
+        model.device.type == "cpu"
+        and model.dtype == torch.float32
+        and num_bytes <= MAX_COMPILED_BYTES
+        and importlib.util.find_spec("numba") is not None
+    )
+
+
+class CompiledForward:
+    """Steps of up to `MAX_COMPILED_ROWS` tokens by `compiled_layers`, others by the forward it is given.
+
+    Its buffers make it fit for one thread only.
+    """
+
+    def __init__(self, model: PreTrainedModel, weights: ModelWeights, larger: ModelForward) -> None:
+        """``weights``: those of ``model``, with `has_common_layers`. The model may be gone afterwards.
+
+        The cache must not lie by dimension.
+        """
+        from inference import compiled_layers, compiled_weights  # here, as numba takes half a second to import
+
+        self._compiled = compiled_layers
+        self._larger = larger
+        self._num_heads = weights.num_heads
+        self._eps = weights.norm.eps
+        self._rule = weights.layers[0].rule
+        self._matrices, self._ends = compiled_weights.of_model(model, weights)
+        self._buffers = self._make_buffers()
+
+    @property
+    def num_weight_bytes(self) -> int:
+        """Of both ways."""
+        own = {array.ctypes.data: array.nbytes for array in (*self._matrices, *self._ends)}  # the head may be another's
+        return self._larger.num_weight_bytes + sum(own.values())
+
+    def run(self, packed: PackedBatch, step: AttentionStep) -> torch.Tensor:
+        if not _is_small(step, packed):
+            return self._larger.run(packed, step)
+        rows = np.arange(packed.num_logits) if packed.logit_rows is None else packed.logit_rows.numpy()
+        return torch.from_numpy(self._run(packed, step, rows))
+
+    def run_without_logits(self, packed: PackedBatch, step: AttentionStep) -> None:
+        if _is_small(step, packed):
+            self._run(packed, step, np.empty(0, np.int64))
+        else:
+            self._larger.run_without_logits(packed, step)
+
+    def _run(self, packed: PackedBatch, step: MatmulStep, logit_rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        logits = np.empty((len(logit_rows), len(self._ends.head)), np.float32)
+        self._compiled.run_step(
+            packed.token_ids[0].numpy(),
+            logit_rows,
+            self._matrices,
+            self._ends,
+            self._paged(packed, step),
+            self._buffers,
+            self._num_heads,
+            self._eps,
+            self._rule.scaling,
+            logits,
+        )
+        return logits
+
+    def _paged(self, packed: PackedBatch, step: MatmulStep) -> Paged:
+        tables = np.zeros((len(packed.sequences), max(len(one.blocks) for one in packed.sequences)), np.int64)
+        sequences = np.empty(packed.token_ids.shape[1], np.int64)
+        for index, one in enumerate(packed.sequences):
+            tables[index, : len(one.blocks)] = one.blocks
+            sequences[one.start : one.stop] = index
+        keys, values = step.cache.arrays
+        positions = packed.position_ids[0].numpy()
+        window = sys.maxsize if self._rule.window is None else self._rule.window
+        return self._compiled.Paged(keys, values, positions, sequences, tables, step.cache.block_size, window)
+
+    def _make_buffers(self) -> Buffers:
+        matrices, size = self._matrices, self._ends.embedding.shape[1]
+        num_gates = matrices.down.shape[2]
+
+        def rows_of(size: int) -> NDArray[np.float32]:
+            return np.empty((MAX_COMPILED_ROWS, size), np.float32)
+
+        return self._compiled.Buffers(
+            hidden=rows_of(size),
+            normed=rows_of(size),
+            qkv=rows_of(matrices.qkv.shape[1]),
+            attended=rows_of(matrices.attention_output.shape[2]),
+            gate_up=rows_of(2 * num_gates),
+            activated=rows_of(num_gates),
+            scores=np.empty(len(self._ends.cos), np.float32),
+        )
+
+
+def _is_small(step: AttentionStep, packed: PackedBatch) -> TypeGuard[MatmulStep]:
+    return packed.token_ids.shape[1] <= MAX_COMPILED_ROWS and isinstance(step, MatmulStep)

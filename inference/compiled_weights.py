@@ -1,0 +1,78 @@
+"""Weights as `compiled_layers` reads them: all layers together, by output, in float16 where that loses nothing."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import binding
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from inference.compiled_layers import Ends, Floats, LayerMatrices, Weights
+from inference.fused_weights import ModelWeights
+from inference.projections import fits_half, half_scale
+
+
+def of_model(model: PreTrainedModel, weights: ModelWeights) -> tuple[LayerMatrices, Ends]:
+    """Copies of the model's weights; ``weights``, which are the same, have its angles."""
+    body: Any = model.model
+    head: Any = model.lm_head
+    in_half = _widens_half() and all(fits_half(weight) for weight in model.parameters() if weight.dim() == 2)
+    kinds = [
+        _stacked(body, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        _stacked(body, "self_attn.o_proj"),
+        _stacked(body, "mlp.gate_proj", "mlp.up_proj"),
+        _stacked(body, "mlp.down_proj"),
+    ]
+    (qkv, output, gate_up, down), unscales = zip(*(_stored(kind, in_half) for kind in kinds), strict=True)
+    input_norms, mlp_norms = _stacked(body, "input_layernorm"), _stacked(body, "post_attention_layernorm")
+    matrices = LayerMatrices(
+        input_norm=torch.stack(input_norms).numpy(),
+        qkv=qkv,
+        attention_output=output,
+        mlp_norm=torch.stack(mlp_norms).numpy(),
+        gate_up=gate_up,
+        down=down,
+        unscales=np.stack(unscales, axis=1),
+    )
+    return matrices, _ends(body.embed_tokens.weight, body.norm.weight, head.weight, weights, in_half)
+
+
+def _ends(
+    embedding: torch.Tensor, norm: torch.Tensor, head: torch.Tensor, weights: ModelWeights, in_half: bool
+) -> Ends:
+    stored, unscales = _stored([embedding], in_half)
+    is_tied = head.data_ptr() == embedding.data_ptr()
+    stored_head, head_unscales = (stored, unscales) if is_tied else _stored([head], in_half)
+    return Ends(
+        embedding=stored[0],
+        norm=norm.detach().numpy(),
+        head=stored_head[0],
+        unscales=np.concatenate([unscales, head_unscales]),
+        cos=weights.cos.numpy(),
+        sin=weights.sin.numpy(),
+    )
+
+
+def _stacked(body: Any, *names: str) -> list[torch.Tensor]:
+    """By layer, the weights so called below one another."""
+    return [torch.cat([layer.get_parameter(f"{name}.weight") for name in names]).detach() for layer in body.layers]
+
+
+def _stored(weights: Sequence[torch.Tensor], in_half: bool) -> tuple[Weights, Floats]:
+    """Matrices of one shape as one array, and by what each is to be multiplied."""
+    if not in_half:
+        return torch.stack(list(weights)).detach().numpy(), np.ones(len(weights), np.float32)
+    scales = [half_scale(weight) for weight in weights]
+    halves = torch.stack([(weight * scale).half() for weight, scale in zip(weights, scales, strict=True)])
+    bits: NDArray[np.uint16] = halves.detach().numpy().view(np.uint16)
+    return bits, np.array([1 / scale for scale in scales], np.float32)
+
+
+def _widens_half() -> bool:
+    """Whether the processor makes float32 of float16 by itself: without, each number is a function call."""
+    return platform.machine() in ("aarch64", "arm64") or bool(binding.get_host_cpu_features().get("f16c"))

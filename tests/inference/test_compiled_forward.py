@@ -1,0 +1,111 @@
+"""Which models run their small steps as machine code, and what happens where that cannot be.
+
+That it computes the right thing is shown in `test_packed_forward`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference import Chunk, PagedRuntime, load_model
+from inference import compiled_forward as module
+from inference.compiled_forward import MAX_COMPILED_ROWS, CompiledForward
+from inference.fused_forward import FusedForward
+from inference.model_forward import TransformersForward
+
+from .tiny_models import CONFIGS, save_tiny_model
+
+COMMON = {"llama-gqa", "llama-mha", "llama-3-rope", "mistral"}
+
+
+def _load(folder: Path, dtype: str = "float32") -> PagedRuntime:
+    return load_model(folder, device="cpu", dtype=dtype, kv_tokens=256, block_size=4, compiled=True).runtime
+
+
+@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+def test_models_of_common_layers_are_compiled(architecture: str, tmp_path: Path) -> None:
+    save_tiny_model(architecture, tmp_path)
+    forward = _load(tmp_path)._forward
+    other = TransformersForward if architecture.startswith("gemma") else FusedForward
+    assert isinstance(forward, CompiledForward if architecture in COMMON else other)
+
+
+def test_nothing_is_compiled_unasked(llama_folder: Path) -> None:
+    """A target's rows are to be the same bit for bit, however many there are."""
+    assert isinstance(load_model(llama_folder, device="cpu", kv_tokens=64).runtime._forward, FusedForward)
+
+
+def test_only_float32_is_compiled(llama_folder: Path) -> None:
+    assert isinstance(_load(llama_folder, "bfloat16")._forward, FusedForward)
+
+
+def test_large_models_are_not_compiled(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_COMPILED_BYTES", 1000)
+    assert isinstance(_load(llama_folder)._forward, FusedForward)
+
+
+def test_numba_may_be_missing(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert isinstance(_load(llama_folder)._forward, FusedForward)
+
+
+def test_a_compiler_that_fails_is_done_without(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr("inference.compiled_layers.run_step", fail)
+    assert isinstance(_load(llama_folder)._forward, FusedForward)
+    assert "cannot be compiled: no such instruction" in caplog.text
+
+
+def test_compiled_layers_that_are_wrong_are_not_used(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from inference import compiled_layers
+
+    def run_wrong(token_ids: object, *others: object) -> None:
+        compiled_layers_run_step(token_ids[::-1].copy(), *others)  # type: ignore[index]
+
+    compiled_layers_run_step = compiled_layers.run_step
+    monkeypatch.setattr(compiled_layers, "run_step", run_wrong)
+    assert isinstance(_load(llama_folder)._forward, FusedForward)
+    assert "the compiled layers differ from transformers'" in caplog.text
+
+
+def test_steps_of_both_sizes_share_the_cache(llama_folder: Path) -> None:
+    """What a large step stored a small one reads, and the other way round."""
+    sizes = [MAX_COMPILED_ROWS + 5, 1, MAX_COMPILED_ROWS, MAX_COMPILED_ROWS + 1, 2]
+    results = []
+    for runtime in (_load(llama_folder), load_model(llama_folder, device="cpu", kv_tokens=256).runtime):
+        sequence = runtime.open()
+        results.append(torch.cat([runtime.forward([Chunk(sequence, range(size), size)]) for size in sizes]))
+    torch.testing.assert_close(*results, atol=2e-5, rtol=1e-5)
+
+
+def test_a_prompt_may_come_in_small_chunks(llama_folder: Path) -> None:
+    """Without logits, as a prefill of a few tokens is run."""
+    runtime = _load(llama_folder)
+    whole, parts = runtime.open(), runtime.open()
+    expected = runtime.forward([Chunk(whole, range(20), 1)])
+    for start in range(0, 19):
+        assert len(runtime.forward([Chunk(parts, [start], 0)])) == 0
+    torch.testing.assert_close(runtime.forward([Chunk(parts, [19], 1)]), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_logits_outlive_the_next_step(llama_folder: Path) -> None:
+    runtime = _load(llama_folder)
+    sequence = runtime.open()
+    first = runtime.forward([Chunk(sequence, [5], 1)])
+    kept = first.clone()
+    runtime.forward([Chunk(sequence, [6], 1)])
+    assert torch.equal(first, kept)
+
+
+def test_both_ways_count_as_memory(llama_folder: Path) -> None:
+    plain = load_model(llama_folder, device="cpu", kv_tokens=64).runtime.num_weight_bytes
+    assert plain < _load(llama_folder).num_weight_bytes < 3 * plain
