@@ -19,11 +19,11 @@ from speculation.planner import MAX_WAITING_SESSIONS, Candidate, StepPlan, StepP
 from speculation.prompt_lookup import LookupStatistics
 from speculation.verifier import VerifierSession
 
-LOOK_EVERY = 8
+LOOK_EVERY = 24
 """Times that a session without drafts would not be waited for, of which one leaves them ungathered: how soon they can
 come is seen only then, and may have changed."""
 
-EARLY = 0.85
+EARLY = 0.95
 """Share of a step within which a session's first drafts have to be expected if they are to gather until it is over."""
 
 MAX_PROMPT_LOGPROBS = 128
