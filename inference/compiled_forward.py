@@ -26,6 +26,10 @@ MAX_COMPILED_BYTES = 16 << 20
 MAX_COMPILED_ROWS = 12
 """Of larger steps the products of BLAS, which use a weight for several rows at once, make up for launching them."""
 
+MAX_COMPILED_SCORES = 10_000
+"""Of a layer: positions that each row and head attends to, added up. More are faster by BLAS: with the demo draft 12
+rows of one sequence behind 300 positions or 5 behind 2,000 were, with 12 heads of 16 dimensions 5 behind 500."""
+
 
 def is_worth_compiling(model: PreTrainedModel) -> bool:
     """Whether ``model``, in float32 on a CPU, gains from `CompiledForward`, and numba is here to compile it."""
@@ -44,14 +48,15 @@ class CompiledForward:
     Its buffers make it fit for one thread only.
     """
 
-    def __init__(self, model: PreTrainedModel, weights: ModelWeights, larger: ModelForward) -> None:
+    def __init__(self, model: PreTrainedModel, weights: ModelWeights, larger: ModelForward, cached: bool) -> None:
         """``weights``: those of ``model``, with `has_common_layers`. The model may be gone afterwards.
 
-        The cache must not lie by dimension.
+        The KV cache must not lie by dimension. ``cached``: see `compiled_layers.compiled_step`.
         """
         from inference import compiled_layers, compiled_weights  # here, as numba takes half a second to import
 
         self._compiled = compiled_layers
+        self._run_step = compiled_layers.compiled_step(cached)
         self._larger = larger
         self._num_heads = weights.num_heads
         self._eps = weights.norm.eps
@@ -66,20 +71,25 @@ class CompiledForward:
         return self._larger.num_weight_bytes + sum(own.values())
 
     def run(self, packed: PackedBatch, step: AttentionStep) -> torch.Tensor:
-        if not _is_small(step, packed):
+        if not self._is_small(step, packed):
             return self._larger.run(packed, step)
         rows = np.arange(packed.num_logits) if packed.logit_rows is None else packed.logit_rows.numpy()
         return torch.from_numpy(self._run(packed, step, rows))
 
     def run_without_logits(self, packed: PackedBatch, step: AttentionStep) -> None:
-        if _is_small(step, packed):
+        if self._is_small(step, packed):
             self._run(packed, step, np.empty(0, np.int64))
         else:
             self._larger.run_without_logits(packed, step)
 
+    def _is_small(self, step: AttentionStep, packed: PackedBatch) -> TypeGuard[MatmulStep]:
+        num_scores = self._num_heads * sum(one.num_tokens * one.context for one in packed.sequences)
+        is_small = packed.token_ids.shape[1] <= MAX_COMPILED_ROWS and num_scores <= MAX_COMPILED_SCORES
+        return is_small and isinstance(step, MatmulStep)
+
     def _run(self, packed: PackedBatch, step: MatmulStep, logit_rows: NDArray[np.int64]) -> NDArray[np.float32]:
         logits = np.empty((len(logit_rows), len(self._ends.head)), np.float32)
-        self._compiled.run_step(
+        self._run_step(
             packed.token_ids[0].numpy(),
             logit_rows,
             self._matrices,
@@ -120,7 +130,3 @@ class CompiledForward:
             activated=rows_of(num_gates),
             scores=np.empty(len(self._ends.cos), np.float32),
         )
-
-
-def _is_small(step: AttentionStep, packed: PackedBatch) -> TypeGuard[MatmulStep]:
-    return packed.token_ids.shape[1] <= MAX_COMPILED_ROWS and isinstance(step, MatmulStep)

@@ -5,13 +5,14 @@ three rows took 0.75 ms by `FusedForward` on one core of an Intel Xeon (Sapphire
 Here nothing is launched, weights may be float16, and block tables are read as they are, so what branches share is read
 in place.
 
-Compiling takes some seconds once; numba keeps the result beside this file, or in the user's cache.
+Compiling takes some seconds once; numba keeps the result on disk.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numba
@@ -92,14 +93,13 @@ class Buffers(NamedTuple):
     """[max_context]"""
 
 
+_OPTIONS: Final[dict[str, Any]] = {"fastmath": set(_FAST_MATH), "error_model": "numpy", "nogil": True}
+
+
 def _compiled(function: FunctionT) -> FunctionT:
-    """To machine code when it is first called; kept on disk where there is a place for it."""
-    options: dict[str, Any] = {"fastmath": set(_FAST_MATH), "nogil": True}
-    try:
-        compiled: FunctionT = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither beside this file nor in the user's cache
-        compiled = numba.njit(**options)(function)
-    return compiled
+    """A part of the whole, compiled along with it."""
+    found: FunctionT = numba.njit(**_OPTIONS)(function)
+    return found
 
 
 def _widen(context: Any, weight: Any) -> Any:
@@ -240,8 +240,7 @@ def _activate(gate_up: Floats, activated: Floats) -> None:
             activated[row, i] = gate / (np.float32(1) + np.float32(math.exp(-gate))) * gate_up[row, size + i]
 
 
-@_compiled
-def run_step(
+def _run_step(
     token_ids: Integers,
     logit_rows: Integers,
     matrices: LayerMatrices,
@@ -298,3 +297,16 @@ def run_step(
     hidden[:num_logits] = normed[:num_logits]
     _normalise(hidden[:num_logits], ends.norm, eps, normed[:num_logits])
     _project(normed[:num_logits], ends.head, ends.unscales[1], False, logits)
+
+
+def compiled_step(cached: bool) -> Callable[..., None]:
+    """`_run_step` as machine code, which is made when it is first called.
+
+    ``cached``: from disk, or kept there for the next time, beside this file or in the user's cache, if either can be
+    written. What is damaged there raises when it is first called.
+    """
+    step: Callable[..., None] = numba.njit(**_OPTIONS)(_run_step)
+    if cached:
+        with suppress(RuntimeError):  # there is no place for it
+            step = numba.njit(cache=True, **_OPTIONS)(_run_step)
+    return step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Sequence
 from typing import Any
@@ -21,13 +22,14 @@ def of_model(model: PreTrainedModel, weights: ModelWeights) -> tuple[LayerMatric
     """Copies of the model's weights; ``weights``, which are the same, have its angles."""
     body: Any = model.model
     head: Any = model.lm_head
-    in_half = _widens_half() and all(fits_half(weight) for weight in model.parameters() if weight.dim() == 2)
     kinds = [
         _stacked(body, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         _stacked(body, "self_attn.o_proj"),
         _stacked(body, "mlp.gate_proj", "mlp.up_proj"),
         _stacked(body, "mlp.down_proj"),
     ]
+    ends = [body.embed_tokens.weight.detach(), head.weight.detach()]
+    in_half = _widens_half() and all(fits_half(weight) for weight in itertools.chain(ends, *kinds))
     (qkv, output, gate_up, down), unscales = zip(*(_stored(kind, in_half) for kind in kinds), strict=True)
     input_norms, mlp_norms = _stacked(body, "input_layernorm"), _stacked(body, "post_attention_layernorm")
     matrices = LayerMatrices(
@@ -39,11 +41,11 @@ def of_model(model: PreTrainedModel, weights: ModelWeights) -> tuple[LayerMatric
         down=down,
         unscales=np.stack(unscales, axis=1),
     )
-    return matrices, _ends(body.embed_tokens.weight, body.norm.weight, head.weight, weights, in_half)
+    return matrices, _ends(ends[0], ends[1], body.norm.weight, weights, in_half)
 
 
 def _ends(
-    embedding: torch.Tensor, norm: torch.Tensor, head: torch.Tensor, weights: ModelWeights, in_half: bool
+    embedding: torch.Tensor, head: torch.Tensor, norm: torch.Tensor, weights: ModelWeights, in_half: bool
 ) -> Ends:
     stored, unscales = _stored([embedding], in_half)
     is_tied = head.data_ptr() == embedding.data_ptr()

@@ -54,12 +54,14 @@ def choose_forward(
         return by_transformers
     if not compiles or not weights.has_common_layers:
         return fused
-    try:
-        compiled = CompiledForward(model, weights, fused)
-        return compiled if agrees(compiled, "compiled") else fused
-    except Exception as error:  # whatever a compiler may raise, the model runs without it
-        _logger.warning("the layers cannot be compiled: %s", error)
-        return fused
+    for cached in (True, False):  # what is kept on disk may be damaged
+        try:
+            compiled = CompiledForward(model, weights, fused, cached)
+            return compiled if agrees(compiled, "compiled") else fused
+        except Exception as error:  # whatever a compiler may raise, the model runs without it
+            advice = "if this comes again, delete inference/__pycache__ or numba's cache" if cached else "not used"
+            _logger.warning("the layers cannot be compiled (%s): %s", error, advice)
+    return fused
 
 
 def _sample(forward: ModelForward, model: PreTrainedModel, backend: AttentionBackend, probed: Probed) -> torch.Tensor:

@@ -160,9 +160,23 @@ def _is_plain(config: Any) -> bool:
 
 
 def _can_pack(model: PreTrainedModel) -> bool:
-    on_cpu = model.device.type == "cpu"
-    linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
-    return on_cpu and packs_here() and all(fits_half(module.weight) for module in linear)
+    if model.device.type != "cpu" or not packs_here():
+        return False
+    body: Any = model.model
+    head: Any = model.lm_head
+    together = [modules for layer in body.layers for modules in _linear(layer)] + [[head]]
+    return all(fits_half(torch.cat([module.weight for module in modules])) for modules in together)
+
+
+def _linear(layer: Any) -> list[list[torch.nn.Linear]]:
+    """Those that meet the same input together, in the order in which they run."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return [
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    ]
 
 
 def _smallest(embedding: torch.Tensor) -> torch.Tensor:
@@ -174,19 +188,18 @@ def _smallest(embedding: torch.Tensor) -> torch.Tensor:
 
 
 def _layer(layer: Any, rule: LayerRule, project: Project) -> LayerWeights:
-    attention, mlp = layer.self_attn, layer.mlp
+    attention = layer.self_attn
     query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-    qkv = _fused([attention.q_proj, attention.k_proj, attention.v_proj], project)
-    gate_up = _fused([mlp.gate_proj, mlp.up_proj], project)
+    qkv, attention_output, gate_up, down = (_fused(modules, project) for modules in _linear(layer))
     return LayerWeights(
         input_norm=_norm(layer.input_layernorm, qkv),
         qkv=qkv,
         query_norm=None if query_norm is None else _norm(query_norm),
         key_norm=None if key_norm is None else _norm(key_norm),
-        attention_output=_fused([attention.o_proj], project),
+        attention_output=attention_output,
         mlp_norm=_norm(layer.post_attention_layernorm, gate_up),
         gate_up=gate_up,
-        down=_fused([mlp.down_proj], project),
+        down=down,
         rule=rule,
     )
 

@@ -107,6 +107,8 @@ def load_model(
             backend = MatmulBackend(keys_by_dim=not compiles) if torch_device.type == "cpu" else SdpaBackend()
         max_context = usable_context(model)
         forward: ModelForward = TransformersForward(model)
+        if compiles:
+            report("compiling its layers, which takes some seconds the first time")
         if fuse:
             forward = choose_forward(model, backend, probed, max_context, compiles)
         recorder = _recorder(graphs, torch_device)

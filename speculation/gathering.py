@@ -164,7 +164,8 @@ class Departure:
     def on_news(self, gather_s: float, now_s: float) -> None:
         """News of the target, with how long to gather from now on."""
         gather_s = min(gather_s, MAX_GATHER_S) if gather_s > 0.0 else 0.0
-        self._period_s = gather_s if self._news_s is None else min(now_s - self._news_s, MAX_PERIOD * gather_s)
+        longest_s = min(MAX_PERIOD * gather_s, MAX_GATHER_S)
+        self._period_s = gather_s if self._news_s is None else min(now_s - self._news_s, longest_s)
         self._news_s = now_s
         self._due_s = now_s + gather_s if gather_s else None
 

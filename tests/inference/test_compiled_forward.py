@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from inference import Chunk, PagedRuntime, load_model
+from inference import Chunk, PagedRuntime, compiled_layers, load_model
 from inference import compiled_forward as module
 from inference.compiled_forward import MAX_COMPILED_ROWS, CompiledForward
 from inference.fused_forward import FusedForward
@@ -52,27 +53,34 @@ def test_numba_may_be_missing(llama_folder: Path, monkeypatch: pytest.MonkeyPatc
     assert isinstance(_load(llama_folder)._forward, FusedForward)
 
 
+def _fail(*args: object) -> None:
+    raise RuntimeError("no such instruction")
+
+
 def test_a_compiler_that_fails_is_done_without(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*args: object) -> None:
-        raise RuntimeError("no such instruction")
-
-    monkeypatch.setattr("inference.compiled_layers.run_step", fail)
+    monkeypatch.setattr("inference.compiled_layers.compiled_step", lambda cached: _fail)
     assert isinstance(_load(llama_folder)._forward, FusedForward)
-    assert "cannot be compiled: no such instruction" in caplog.text
+    assert "cannot be compiled (no such instruction): not used" in caplog.text
+
+
+def test_what_is_damaged_on_disk_is_compiled_anew(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = compiled_layers.compiled_step
+    monkeypatch.setattr(compiled_layers, "compiled_step", lambda cached: _fail if cached else right(cached))
+    assert isinstance(_load(llama_folder)._forward, CompiledForward)
+    assert "delete" in caplog.text
 
 
 def test_compiled_layers_that_are_wrong_are_not_used(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from inference import compiled_layers
-
-    def run_wrong(token_ids: object, *others: object) -> None:
-        compiled_layers_run_step(token_ids[::-1].copy(), *others)  # type: ignore[index]
-
-    compiled_layers_run_step = compiled_layers.run_step
-    monkeypatch.setattr(compiled_layers, "run_step", run_wrong)
+    right = compiled_layers.compiled_step(cached=True)
+    monkeypatch.setattr(
+        compiled_layers, "compiled_step", lambda cached: lambda ids, *others: right(ids[::-1].copy(), *others)
+    )
     assert isinstance(_load(llama_folder)._forward, FusedForward)
     assert "the compiled layers differ from transformers'" in caplog.text
 
@@ -85,6 +93,34 @@ def test_steps_of_both_sizes_share_the_cache(llama_folder: Path) -> None:
         sequence = runtime.open()
         results.append(torch.cat([runtime.forward([Chunk(sequence, range(size), size)]) for size in sizes]))
     torch.testing.assert_close(*results, atol=2e-5, rtol=1e-5)
+
+
+def test_long_contexts_and_many_rows_are_left_to_others(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four heads: 9 rows behind 11 tokens attend to 4 * 9 * 20 positions."""
+    runtime = _load(llama_folder)
+    forward = runtime._forward
+    assert isinstance(forward, CompiledForward)
+    sequence = runtime.open()
+    runtime.forward([Chunk(sequence, range(11), 1)])
+    forward._run_step = _fail
+    monkeypatch.setattr(module, "MAX_COMPILED_SCORES", 4 * 9 * 20 - 1)
+    runtime.forward([Chunk(sequence, range(9), 1)])
+    runtime.truncate(sequence, 11)
+    monkeypatch.setattr(module, "MAX_COMPILED_SCORES", 4 * 9 * 20)
+    with pytest.raises(RuntimeError):
+        runtime.forward([Chunk(sequence, range(9), 1)])
+
+
+def test_zeros_are_no_error(tmp_path: Path) -> None:
+    """Where nothing keeps a norm from dividing by zero the result is no number, as it is by transformers."""
+    config = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config.rms_norm_eps = 0.0
+    model = LlamaForCausalLM(config)
+    model.model.embed_tokens.weight.data[15] = 0.0
+    model.save_pretrained(tmp_path)
+    runtime = _load(tmp_path)
+    assert isinstance(runtime._forward, CompiledForward)
+    assert runtime.forward([Chunk(runtime.open(), [15], 1)]).isnan().all()
 
 
 def test_a_prompt_may_come_in_small_chunks(llama_folder: Path) -> None:

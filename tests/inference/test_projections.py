@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from inference import Chunk, load_model
 from inference.fused_forward import FusedForward
@@ -34,6 +35,9 @@ def test_what_has_more_digits_does_not_fit() -> None:
     assert not fits_half(weight)
     assert not fits_half(torch.randn(4, 5))
     assert not fits_half(torch.full((4, 5), torch.inf))
+    weight = of_half_precision((300, 200), torch.bfloat16)
+    weight[7, 0] = -1e10  # leaves the others few digits; by the greatest of them all nothing is lost
+    assert not fits_half(weight)
     assert not fits_half(torch.full((4, 5), torch.nan))
     assert fits_half(torch.zeros(4, 5))
 
@@ -81,10 +85,31 @@ def test_models_stored_in_half_precision_are_packed(architecture: str, tmp_path:
     assert 0.5 <= weight_bytes[torch.bfloat16] / weight_bytes[torch.float32] < 0.52
 
 
+def test_rows_that_are_almost_nothing_do_no_harm() -> None:
+    """What training has let decay, far below what float16 has beside the others."""
+    weight = of_half_precision((300, 200), torch.bfloat16)
+    weight[7] *= 2.0**-60
+    assert fits_half(weight)
+
+
+@needs_packing
+def test_what_is_packed_together_has_to_fit_together(tmp_path: Path) -> None:
+    """Queries so much smaller than keys that one scale does not do for both; their products are as ever."""
+    save_tiny_model("llama-gqa", tmp_path, torch.bfloat16)
+    model = LlamaForCausalLM.from_pretrained(tmp_path)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.data *= 2.0**-16
+        layer.self_attn.k_proj.weight.data *= 2.0**16
+    model.save_pretrained(tmp_path)
+    forward = load_model(tmp_path, device="cpu", dtype="float32", kv_tokens=64).runtime._forward
+    assert isinstance(forward, FusedForward)
+    assert all(isinstance(one, DenseProjection) for one in forward._weights.projections)
+
+
 @needs_packing
 def test_one_matrix_with_more_digits_leaves_all_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny_model("llama-gqa", tmp_path, torch.bfloat16)
-    monkeypatch.setattr("inference.fused_weights.fits_half", lambda weight: len(weight) != 64 and fits_half(weight))
+    monkeypatch.setattr("inference.fused_weights.fits_half", lambda weight: len(weight) != 128 and fits_half(weight))
     forward = load_model(tmp_path, device="cpu", kv_tokens=64).runtime._forward
     assert isinstance(forward, FusedForward)
     assert all(isinstance(one, DenseProjection) for one in forward._weights.projections)
