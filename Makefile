@@ -57,6 +57,7 @@ install: $(VENV)/.stamp-dev $(STUBS)  ## make .venv with everything that develop
 .PHONY: clean
 clean:  ## remove .venv and all that is generated
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf $(shell find . -name __pycache__ -not -path './$(VENV)/*')
 	rm -f protos/*_pb2.py protos/*_pb2.pyi protos/*_pb2_grpc.py protos/*_pb2_grpc.pyi
 
 # Torch comes first and alone, so that only it is looked for at TORCH_INDEX; what it needs comes with the next step.

@@ -7,6 +7,7 @@ the links' frames drive its `Session`, whose output the generator turns into eve
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import time
@@ -93,7 +94,7 @@ class Coordinator:
         self._sessions: set[Session] = set()
         self._costs: defaultdict[str, StepCostModel] = defaultdict(StepCostModel)  # by target
         self._profiles: defaultdict[tuple[str, str], AcceptanceProfile] = defaultdict(_new_profile)
-        self._pace_checks: defaultdict[tuple[str, str], PaceCheck] = defaultdict(PaceCheck)
+        self._pace_checks: dict[tuple[str, str], PaceCheck] = {}  # as well
         target_events = LinkEvents(
             self._check_target, self._on_target_up, self._on_target_frame, self._on_target_lost, self._links_changed.set
         )
@@ -197,6 +198,7 @@ class Coordinator:
             num_waiting=self.num_waiting,
             workers=workers,
             traffic=self._traffic,
+            num_resting=sum(check.rests for check in self._pace_checks.values()),
         )
 
     @property
@@ -335,8 +337,14 @@ class Coordinator:
             k=job.k if job.policy == FixedK.name else None,
             costs=self._costs[target.name],
             prior=self._profiles[target.name, draft_name],
-            check=self._pace_checks[target.name, draft_name],
+            check=self._pace_check(target.name, draft_name),
         )
+
+    def _pace_check(self, target_name: str, draft_name: str) -> PaceCheck:
+        key = target_name, draft_name
+        if key not in self._pace_checks:
+            self._pace_checks[key] = PaceCheck(functools.partial(_log_rest, target_name, draft_name))
+        return self._pace_checks[key]
 
     # -- workers ----------------------------------------------------------------------------------------------------
 
@@ -409,6 +417,15 @@ def _told(info: ModelInfo) -> str:
 
 def _new_profile() -> AcceptanceProfile:
     return AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
+
+
+def _log_rest(target_name: str, draft_name: str, num_sessions: int, rests: bool) -> None:
+    """What `PaceCheck` has found out."""
+    told = {"worker": target_name, "draft_model": draft_name, "num_sessions": num_sessions}
+    if rests:
+        _log.warning("speculation rests: plain decoding has measured faster, twice; it is tried again", extra=told)
+    else:
+        _log.info("speculation pays again", extra=told)
 
 
 def _describe(session: Session, model_name: str, choice: int) -> None:

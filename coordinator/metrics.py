@@ -87,6 +87,8 @@ class LiveState:
     num_waiting: int
     workers: Sequence[WorkerState]
     traffic: Traffic
+    num_resting: int
+    """Pairs of a target and a draft model of which plain decoding has measured faster than speculation."""
 
 
 @dataclass(slots=True)
@@ -213,6 +215,7 @@ def _request_gauges(state: LiveState) -> Iterator[Metric]:
     for name, text, value in (
         ("num_requests_running", "Requests that have a target.", num_running),
         ("num_requests_waiting", "Requests that wait for one.", state.num_waiting),
+        ("speculation_resting", "Pairs of models with which plain decoding has measured faster.", state.num_resting),
     ):
         family = GaugeMetricFamily(f"outrider:{name}", text, labels=("model_name",))
         family.add_metric((state.model_name,), value)

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 MAX_COMPILED_BYTES = 16 << 20
 """Weights of larger models, in float32, take longer to read than their operations to launch."""
 
-MAX_COMPILED_ROWS = 12
+MAX_COMPILED_ROWS = 16
 """Of larger steps the products of BLAS, which use a weight for several rows at once, make up for launching them."""
 
-MAX_COMPILED_SCORES = 10_000
+MAX_COMPILED_SCORES = 16_000
 """Of a layer: positions that each row and head attends to, added up. More are faster by BLAS: with the demo draft 12
 rows of one sequence behind 300 positions or 5 behind 2,000 were, with 12 heads of 16 dimensions 5 behind 500."""
 

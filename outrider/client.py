@@ -111,6 +111,8 @@ class Client:
         ``prompt`` is text or token ids; None leaves a parameter to the server; ``options`` are `SamplingOptions`.
         Raises `InvalidRequest` naming the field, and the rest of `rpc.errors`.
         """
+        if not isinstance(speculation, Speculation):
+            raise TypeError(f"speculation has to be like Speculation(disabled=True), not {speculation!r}")
         _check_fits(max_tokens=max_tokens, top_k=top_k, seed=seed)
         _check_fits(k=speculation.k, lookahead=speculation.lookahead, draft_top_n=speculation.draft_top_n)
         with _representable():

@@ -196,7 +196,8 @@ def chosen_pair(target: str, draft: str, drafting: bool = True) -> tuple[str, st
     if not drafting:
         return target, None
     if not draft:
-        raise BadUsage("--target without --draft: name a small model of the same vocabulary, or give --no-draft")
+        advice = "name a small model of the same vocabulary (outrider up can do without: --no-draft)"
+        raise BadUsage(f"--target without --draft: {advice}")
     return target, draft
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from speculation.adaptive_k import KPolicy, Load
@@ -33,8 +34,9 @@ MAX_STRETCHES = 8
 TRIAL_TOKENS = 128
 """The same where drafting lost the last comparison."""
 
-MIN_REST_TOKENS, MAX_REST_TOKENS = 1024, 16384
-"""Committed tokens without drafts, for each session, between trials, doubled after each that was lost."""
+MIN_REST_TOKENS, MAX_REST_TOKENS = 256, 16384
+"""Committed tokens without drafts, for each session, between trials, doubled after each that was lost. Two losses may
+still be the noise of a machine, or one long text that is hard to guess: the first rest is over after a few answers."""
 
 HOPELESS = 1.03
 """Committed tokens per step of a stretch below which nothing is timed: drafting takes as much from the machine.
@@ -54,6 +56,10 @@ SETTLING_STEPS = 3
 
 OUTLIER_FACTOR = 4.0
 """Steps that took so many times the median are left out: somebody's prefill, or the machine did something else."""
+
+
+OnChange: TypeAlias = Callable[[int, bool], None]
+"""With so many sessions or up to twice as many, drafting rests from now on, or does not any more."""
 
 
 class _Pace:
@@ -93,8 +99,9 @@ class _Phase(enum.Enum):
 class _Comparison:
     """Drafting against plain decoding under one load."""
 
-    def __init__(self, num_sessions: int) -> None:
+    def __init__(self, num_sessions: int, on_change: OnChange) -> None:
         self._num_sessions = num_sessions
+        self._on_change = on_change
         self._drafting = _Pace(max(MIN_DRAFTING_STEPS, DRAFTING_STEPS * num_sessions))
         self._plain = _Pace(PLAIN_STEPS * num_sessions)
         self._num_losses = 0  # in a row
@@ -143,13 +150,22 @@ class _Comparison:
         if self._drafting.tokens_per_s() <= self._plain.tokens_per_s():
             self._lose(self._num_losses + 1)
             return
+        if self.rests:
+            self._on_change(self._num_sessions, False)
         self._num_losses = 0
         self._drafting.clear()
         self._begin(_Phase.DRAFTING, STRETCH_TOKENS)
 
+    @property
+    def rests(self) -> bool:
+        """Drafting has lost its latest comparisons; it may be on trial."""
+        return self._num_losses > 1
+
     def _lose(self, num_losses: int) -> None:
         """Lost so many times in a row."""
-        self._num_losses = num_losses
+        has_rested, self._num_losses = self.rests, num_losses
+        if self.rests and not has_rested:
+            self._on_change(self._num_sessions, True)
         self._drafting.clear()
         if num_losses == 1:  # once may be the noise of a shared machine
             self._begin(_Phase.DRAFTING, TRIAL_TOKENS)
@@ -166,14 +182,20 @@ class _Comparison:
 class PaceCheck:
     """What all sessions of one target and one drafter have found out, by the number of sessions at the target."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: OnChange = lambda num_sessions, rests: None) -> None:
+        self._on_change = on_change
         self._comparisons: dict[int, _Comparison] = {}
+
+    @property
+    def rests(self) -> bool:
+        """With some number of sessions drafting does not pay, as far as is known."""
+        return any(one.rests for one in self._comparisons.values())
 
     def with_sessions(self, num_sessions: int) -> _Comparison:
         """Loads within a factor of two are alike."""
         num_sessions = 1 << (max(1, num_sessions).bit_length() - 1)
         if num_sessions not in self._comparisons:
-            self._comparisons[num_sessions] = _Comparison(num_sessions)
+            self._comparisons[num_sessions] = _Comparison(num_sessions, self._on_change)
         return self._comparisons[num_sessions]
 
 

@@ -8,8 +8,11 @@ tokens (with one rate for all depths (1 - a^(K+1)) / (1 - a): Leviathan et al., 
 decoding, with v(n) the time of a target step over n tokens and t that of a draft step:
 
     ideal(K)  = E(K) v(1) / v(K + 1)           drafts are always there
-    turns(K)  = E(K) v(1) / (v(K + 1) + K t)   draft, then verify: what most engines do (eq. of theorem 3.8 there)
-    stream(K) = what Outrider's own session code does on a virtual clock with these times and this text
+
+and, by Outrider's own session code on a virtual clock with these times, this text and what passes between the workers,
+
+    turns(K)                                   draft, then verify
+    stream(K)                                  both at the same time
 """
 
 from __future__ import annotations
@@ -92,8 +95,8 @@ def predict(
     scenario = _scenario(traces, times, latency_s)
     plain_per_s = simulate(plain_of(scenario)).tokens_per_s
 
-    def stream(policy: str, k: int) -> float:
-        return simulate(replace(scenario, policy=policy, max_k=k)).tokens_per_s / plain_per_s
+    def stream(policy: str, k: int, turns: bool = False) -> float:
+        return simulate(replace(scenario, policy=policy, max_k=k, turns=turns)).tokens_per_s / plain_per_s
 
     def of(k: int) -> Prediction:
         tokens, plain_s, verify_s = profile.expected_tokens(k), times.target_s[1], times.target_s[k + 1]
@@ -102,7 +105,7 @@ def predict(
             conditional_acceptance=survival[k] / survival[k - 1] if survival[k - 1] else 0.0,
             tokens_per_step=tokens,
             ideal=tokens * plain_s / verify_s,
-            turns=tokens * plain_s / (verify_s + k * times.draft_s),
+            turns=stream("fixed", k, turns=True),
             stream=stream("fixed", k),
         )
 

@@ -16,6 +16,7 @@ from speculation.pace_check import (
     SETTLING_STEPS,
     STRETCH_TOKENS,
     CheckedK,
+    OnChange,
     PaceCheck,
 )
 
@@ -25,11 +26,18 @@ PLAIN_S = 0.010
 class Deployment:
     """Sessions that decode in step; drafting commits `num_tokens` a step and makes a step `slowdown` times as long."""
 
-    def __init__(self, num_tokens: int, slowdown: float, num_sessions: int = 1, noise: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_tokens: int,
+        slowdown: float,
+        num_sessions: int = 1,
+        noise: float = 0.0,
+        on_change: OnChange = lambda num_sessions, rests: None,
+    ) -> None:
         self.num_tokens, self.slowdown, self.noise = num_tokens, slowdown, noise
         self.load = Load(num_sessions)
-        check = PaceCheck()
-        self.policies = [CheckedK(FixedK(4), check) for _ in range(num_sessions)]
+        self.check = PaceCheck(on_change)
+        self.policies = [CheckedK(FixedK(4), self.check) for _ in range(num_sessions)]
         self.now_s = 0.0
         self.num_committed = self.num_steps = self.num_drafting_steps = 0
         self._random = random.Random(3)
@@ -104,9 +112,9 @@ def test_a_fifth_of_a_token_that_comes_in_bursts_is_not_next_to_nothing() -> Non
 
 def test_new_sessions_know_what_was_found_out() -> None:
     deployment = Deployment(1, 1.2)
-    deployment.run(MIN_REST_TOKENS)
-    check = deployment.policies[0]._check
-    assert CheckedK(FixedK(4), check).k() == 0
+    while not deployment.check.rests:
+        deployment.step()
+    assert CheckedK(FixedK(4), deployment.check).k() == 0
 
 
 def test_it_comes_back_when_drafting_pays_again() -> None:
@@ -145,3 +153,25 @@ def test_a_policy_that_does_not_draft_is_not_compared() -> None:
         policy.observe(Verdict(0, (7,), 0, 0, 0), Load(1), 0.01 * step)
     assert policy.k() == 0
     assert policy._comparison.allows_drafting
+
+
+def test_it_is_told_when_drafting_rests_and_when_it_pays_again() -> None:
+    told: list[tuple[int, bool]] = []
+    deployment = Deployment(2, 2.5, on_change=lambda *one: told.append(one))
+    deployment.run(6_000)
+    assert told == [(1, True)]
+    assert deployment.check.rests
+    deployment.slowdown = 1.0
+    deployment.run(2 * MAX_REST_TOKENS)
+    assert told == [(1, True), (1, False)]
+    assert not deployment.check.rests
+
+
+def test_the_first_rest_is_over_after_a_few_answers() -> None:
+    """It may be the noise of a machine, and what comes next another kind of text."""
+    deployment = Deployment(2, 2.5)
+    while not deployment.check.rests:
+        deployment.step()
+    num_drafting_steps = deployment.num_drafting_steps
+    deployment.run(MIN_REST_TOKENS + 100)
+    assert deployment.num_drafting_steps > num_drafting_steps
