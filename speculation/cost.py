@@ -27,6 +27,9 @@ LOCAL_OCTAVES = 1.0
 """Width (standard deviation, in factors of two of tokens and of sessions) of what counts as neighbouring. The token
 counts of K = 0 .. 8 span three octaves; a prefill chunk is seven away and must weigh nothing, leverage and all."""
 
+LEVEL_SAMPLES = 9
+"""Recent steps that say how fast steps are now, over how fast they were."""
+
 STALE_STEPS = 512
 """After so many steps elsewhere a cell's samples count half: an estimate too high to be tried again fades."""
 
@@ -68,15 +71,15 @@ def _session_bucket(num_sessions: int) -> int:
 
 @dataclass(slots=True)
 class _Cell:
-    """Recent steps of about the same size."""
+    """Recent steps of about the same size, their seconds over the level of the time."""
 
     num_tokens: float
     num_sessions: float
     last_seen: int = 0
     recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=CELL_SAMPLES))
 
-    def add(self, report: StepReport, index: int) -> None:
-        self.recent_s.append(report.step_s)
+    def add(self, report: StepReport, level: float, index: int) -> None:
+        self.recent_s.append(report.step_s / level)
         self.num_tokens += (report.num_tokens - self.num_tokens) / len(self.recent_s)
         self.num_sessions += (report.num_sessions - self.num_sessions) / len(self.recent_s)
         self.last_seen = index
@@ -133,12 +136,17 @@ class StepCostModel:
     Steps of about the same size share a cell. For a number of sessions the cells with as many make the curve; each
     leans on a plane fitted through the cells around, which also carries the curve beyond what was seen and to numbers
     of sessions not seen yet.
+
+    What makes all steps slower or faster (longer sequences, other work on the machine) is a level common to all cells.
+    Were it not, cells that nobody visits would keep the times of another level: after one long sequence drafts looked
+    dear, K went to 1, and as nothing larger was tried any more, stayed there.
     """
 
     def __init__(self, refit_every: int = REFIT_EVERY) -> None:
         """After ``refit_every`` more steps, if not before, the curves are fitted again."""
         self._refit_every = refit_every
         self._cells: dict[tuple[int, int], _Cell] = {}
+        self._levels: deque[float] = deque(maxlen=LEVEL_SAMPLES)  # of recent steps
         self._num_observed = 0
         self._num_fitted = 0  # observations behind the curves
         self._min_tokens = math.inf
@@ -154,10 +162,17 @@ class StepCostModel:
         if key not in self._cells:
             self._cells[key] = _Cell(report.num_tokens, max(1, report.num_sessions))
             self._curves.clear()
-        self._cells[key].add(report, self._num_observed)
+        cell = self._cells[key]
+        if cell.recent_s:
+            self._levels.append(report.step_s / cell.typical_s)
+        cell.add(report, self._level, self._num_observed)
         if self._num_observed - self._num_fitted >= min(self._refit_every, 1 + self._num_observed // REFIT_FRACTION):
             self._num_fitted = self._num_observed
             self._curves.clear()
+
+    @property
+    def _level(self) -> float:
+        return _lower_median(self._levels) if self._levels else 1.0
 
     def step_s(self, num_tokens: int, num_sessions: int = 1) -> float | None:
         """Expected seconds of a step; None until a step of at most 4 times the tokens was observed."""
@@ -177,7 +192,7 @@ class StepCostModel:
         cells = list(self._cells.values())
         num_tokens = np.array([cell.num_tokens for cell in cells])
         sessions = np.array([cell.num_sessions for cell in cells])
-        typical_s = np.array([cell.typical_s for cell in cells])
+        typical_s = self._level * np.array([cell.typical_s for cell in cells])
         age = self._num_observed - np.array([cell.last_seen for cell in cells])
         weight = np.array([len(cell.recent_s) for cell in cells]) * 0.5 ** (age / STALE_STEPS)
         octaves = np.log2(num_tokens / (CENTRE_TOKENS * num_sessions)) ** 2 + np.log2(sessions / num_sessions) ** 2

@@ -271,3 +271,20 @@ def test_a_branch_ends_the_wait_for_drafts_and_says_nothing_of_the_pace() -> Non
         pace.on_verdict(13.0, 0)
         pace.on_proposal(13.007, 1)
     assert pace.redraft_s == pytest.approx(0.007)
+
+
+def test_what_makes_all_steps_faster_makes_those_faster_that_are_not_seen() -> None:
+    """A long sequence is over: its steps, of all sizes, took twice as long. Now only small ones are tried."""
+
+    def true_s(num_tokens: int) -> float:
+        return 0.004 + 0.0005 * num_tokens
+
+    model = StepCostModel()
+    for index in range(300):
+        num_tokens = 1 + index % 13
+        model.observe(StepReport(2.0 * true_s(num_tokens), 1, num_tokens))
+    for index in range(40):
+        num_tokens = 1 + index % 2
+        model.observe(StepReport(true_s(num_tokens), 1, num_tokens))
+    for num_tokens in (1, 2, 5, 9, 13):
+        assert model.step_s(num_tokens) == pytest.approx(true_s(num_tokens), rel=0.1)
