@@ -94,7 +94,7 @@ class Coordinator:
         self._sessions: set[Session] = set()
         self._costs: defaultdict[str, StepCostModel] = defaultdict(StepCostModel)  # by target
         self._profiles: defaultdict[tuple[str, str], AcceptanceProfile] = defaultdict(_new_profile)
-        self._pace_checks: dict[tuple[str, str], PaceCheck] = {}  # as well
+        self._pace_checks: dict[tuple[str, str], PaceCheck] = {}  # by target and draft model
         target_events = LinkEvents(
             self._check_target, self._on_target_up, self._on_target_frame, self._on_target_lost, self._links_changed.set
         )

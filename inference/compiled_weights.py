@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from inference.compiled_layers import Ends, Floats, LayerMatrices, Weights
-from inference.fused_weights import ModelWeights
+from inference.fused_weights import ModelWeights, linear_together
 from inference.projections import fits_half, half_scale
 
 
@@ -23,20 +23,17 @@ def of_model(model: PreTrainedModel, weights: ModelWeights) -> tuple[LayerMatric
     body: Any = model.model
     head: Any = model.lm_head
     kinds = [
-        _stacked(body, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        _stacked(body, "self_attn.o_proj"),
-        _stacked(body, "mlp.gate_proj", "mlp.up_proj"),
-        _stacked(body, "mlp.down_proj"),
+        [torch.cat([module.weight.detach() for module in modules]) for modules in of_layers]
+        for of_layers in zip(*(linear_together(layer) for layer in body.layers), strict=True)
     ]
     ends = [body.embed_tokens.weight.detach(), head.weight.detach()]
     in_half = _widens_half() and all(fits_half(weight) for weight in itertools.chain(ends, *kinds))
     (qkv, output, gate_up, down), unscales = zip(*(_stored(kind, in_half) for kind in kinds), strict=True)
-    input_norms, mlp_norms = _stacked(body, "input_layernorm"), _stacked(body, "post_attention_layernorm")
     matrices = LayerMatrices(
-        input_norm=torch.stack(input_norms).numpy(),
+        input_norm=torch.stack([layer.input_layernorm.weight.detach() for layer in body.layers]).numpy(),
         qkv=qkv,
         attention_output=output,
-        mlp_norm=torch.stack(mlp_norms).numpy(),
+        mlp_norm=torch.stack([layer.post_attention_layernorm.weight.detach() for layer in body.layers]).numpy(),
         gate_up=gate_up,
         down=down,
         unscales=np.stack(unscales, axis=1),
@@ -58,11 +55,6 @@ def _ends(
         cos=weights.cos.numpy(),
         sin=weights.sin.numpy(),
     )
-
-
-def _stacked(body: Any, *names: str) -> list[torch.Tensor]:
-    """By layer, the weights so called below one another."""
-    return [torch.cat([layer.get_parameter(f"{name}.weight") for name in names]).detach() for layer in body.layers]
 
 
 def _stored(weights: Sequence[torch.Tensor], in_half: bool) -> tuple[Weights, Floats]:

@@ -164,11 +164,11 @@ def _can_pack(model: PreTrainedModel) -> bool:
         return False
     body: Any = model.model
     head: Any = model.lm_head
-    together = [modules for layer in body.layers for modules in _linear(layer)] + [[head]]
+    together = [modules for layer in body.layers for modules in linear_together(layer)] + [[head]]
     return all(fits_half(torch.cat([module.weight for module in modules])) for modules in together)
 
 
-def _linear(layer: Any) -> list[list[torch.nn.Linear]]:
+def linear_together(layer: Any) -> list[list[torch.nn.Linear]]:
     """Those that meet the same input together, in the order in which they run."""
     attention, mlp = layer.self_attn, layer.mlp
     return [
@@ -190,7 +190,7 @@ def _smallest(embedding: torch.Tensor) -> torch.Tensor:
 def _layer(layer: Any, rule: LayerRule, project: Project) -> LayerWeights:
     attention = layer.self_attn
     query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-    qkv, attention_output, gate_up, down = (_fused(modules, project) for modules in _linear(layer))
+    qkv, attention_output, gate_up, down = (_fused(modules, project) for modules in linear_together(layer))
     return LayerWeights(
         input_norm=_norm(layer.input_layernorm, qkv),
         qkv=qkv,

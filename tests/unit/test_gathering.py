@@ -269,3 +269,11 @@ def test_one_frame_for_one_step_each_way(concurrency: int) -> None:
     )
     report = simulate(scenario)
     assert report.num_frames_to_target <= 1.1 * report.target_steps
+
+
+def test_after_a_long_step_nothing_is_held_back_longer_than_the_limit() -> None:
+    departure = Departure()
+    for now_s in (0.0, 2.5):
+        departure.on_news(5.0, now_s)
+    departure.on_left(3.5)
+    assert departure.due_s(3.5) == 3.5 + MAX_GATHER_S
