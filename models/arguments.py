@@ -16,7 +16,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=None, help="default: on CUDA")
     parser.add_argument("--measure", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--target-only", action="store_true", help="stop once the target is saved")
-    parser.add_argument("--from-pair", type=Path, help="keep this folder's target; distil its draft further")
+    parser.add_argument("--from-pair", type=Path, help="keep this folder's target; distil its draft further, if any")
     parser.add_argument("--from-unfinished", type=Path, help="begin with the finish of the target in this folder")
     parser.add_argument("--quick", action="store_true", help="tiny models and seconds per stage, to try the script")
     shape = parser.add_argument_group("shape")

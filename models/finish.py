@@ -20,6 +20,7 @@ Log = Callable[..., None]
 # Temperature of each quarter of the rollouts.
 ROLLOUT_TEMPERATURES = (0.0, 0.0, 0.8, 1.0)
 NUM_PASSES = 2
+MAX_SAY = 4.0  # the companion's greatest weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ def finish_target(
 def steer(weight: float, room: float, progress: float) -> float:
     """The companion's next weight, given the nats of the budget that are left; the fall of the rate gives some back."""
     change = min(2.0, max(0.5, math.exp(10.0 * (room + 0.1 * (1.0 - progress)))))
-    return min(1.0, max(0.01, weight * change))
+    return min(MAX_SAY, max(0.01, weight * change))
 
 
 def unlikelihood(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

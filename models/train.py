@@ -135,14 +135,16 @@ def draft_shape(args: argparse.Namespace, spec: str) -> tuple[Shape, float]:
 
 
 def make_model(args: argparse.Namespace, shape: Shape, eos: int) -> LlamaForCausalLM:
-    """A Llama with heads of 64, tied embeddings, and its residual writes scaled down by depth."""
+    """A Llama with heads of 64 or a little more, tied embeddings, and its residual writes scaled down by depth."""
+    num_heads = shape.hidden // 64
     config = LlamaConfig(
         vocab_size=args.vocab_size,
         hidden_size=shape.hidden,
         intermediate_size=shape.mlp,
         num_hidden_layers=shape.layers,
-        num_attention_heads=shape.hidden // 64,
-        num_key_value_heads=shape.hidden // 64,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        head_dim=shape.hidden // num_heads,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -219,12 +221,14 @@ def pretrain(args: argparse.Namespace, data: Data, model: LlamaForCausalLM, log:
     save_tokenizer(data.tokenizer, args.out / "target-unfinished", MAX_POSITIONS)
 
 
-def load_pair(args: argparse.Namespace) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
-    """An existing target and its draft, in fp32; the target is copied to the new folder."""
-    target, draft = (
-        LlamaForCausalLM.from_pretrained(args.from_pair / name, dtype=torch.float32).to(args.device)
-        for name in ("target", "draft")
-    )
+def load_pair(args: argparse.Namespace) -> tuple[LlamaForCausalLM, LlamaForCausalLM | None]:
+    """An existing target and its draft, if it has one, in fp32; the target is copied to the new folder."""
+
+    def load(name: str) -> LlamaForCausalLM:
+        return LlamaForCausalLM.from_pretrained(args.from_pair / name, dtype=torch.float32).to(args.device)
+
+    target = load("target")
+    draft = load("draft") if (args.from_pair / "draft" / "config.json").exists() else None
     save(target, args.out / "target")
     return target.eval().requires_grad_(False), draft
 

@@ -29,11 +29,11 @@ LEAST_MARGIN = 0.03
 """Share of the step by which news come early even if steps never are shorter. Where all took the same time, in the
 simulator at 20 ms one way, drafts came at the very end of a step otherwise, and late: 13 % slower."""
 
-TRIP_SAMPLES = 9
+TRIP_SAMPLES = 20
 """Recent trips that the estimate comes from."""
 
-LATE_TRIPS = 0.75
-"""Share of them that were not longer than the estimate."""
+LATE_TRIPS = 0.95
+"""Share of them that were not longer than the estimate: what gathers and comes late costs a whole step."""
 
 NEWS_KEPT = 32
 """News that an answer may tell of."""

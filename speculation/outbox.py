@@ -3,8 +3,7 @@
 A target looks at commands only between two steps, and every frame that arrives meanwhile interrupts the step. So what
 is said while a step runs leaves together, just in time for its end: the target says with each frame how long that is
 (`speculation.gathering`). What comes later than that has missed the step, and leaves in time for the one after it.
-Drafts that were told to gather are what there is to wait for: when those of all sessions are here, everything leaves,
-if so many steps had no frame that another one, for what is drafted until the step is over, is left over too.
+Drafts that were told to gather are what there is to wait for: when those of all sessions are here, everything leaves.
 
 At once leaves what there is no reason to hold: the target is idle or may be waiting for drafts. The step that begins
 with an `OpenTarget` then is as good as told: who else begins meanwhile goes along.
@@ -18,9 +17,6 @@ from typing import Generic, TypeVar
 from speculation.cost import StepCostModel
 from speculation.gathering import MARGIN, Departure
 from speculation.messages import Commit, DraftCommand, OpenTarget, Proposal, SessionId, TargetFrame
-
-MAX_SPARE = 4
-"""Frames that are left over from steps without one, at most; and at most so many are to be saved again."""
 
 CommandT = TypeVar("CommandT")
 
@@ -38,7 +34,6 @@ class Outbox(Generic[CommandT]):
         self._most_tokens = 0  # of a step so far: no prefill is believed to take more at a time
         self._awaited: dict[SessionId, int] = {}  # whose drafts gather, and how many tokens those know as committed
         self._is_complete = False  # all of those are here
-        self._num_spare = 0  # frames less than steps, within bounds
         self._num_said = 0
         self._opening_s = 0.0  # the step with the prefills of sessions that were opened when so many commands ...
         self._num_opening = 0  # ... had been said
@@ -50,7 +45,6 @@ class Outbox(Generic[CommandT]):
         """
         if frame.step is not None:
             self._most_tokens = max(self._most_tokens, frame.step.num_tokens)
-            self._num_spare = min(self._num_spare + 1, MAX_SPARE)
         if not 0 < frame.num_heard < self._num_opening:
             self._opening_s = 0.0
         self._has_missed = bool(self._pending) and not self._has_left
@@ -77,8 +71,8 @@ class Outbox(Generic[CommandT]):
 
     @property
     def is_complete(self) -> bool:
-        """All drafts that were awaited have come, and a frame can be spared: what there is leaves at once."""
-        return self._is_complete and self._num_spare > 1
+        """All drafts that were awaited have come: what there is leaves at once."""
+        return self._is_complete
 
     def due_s(self, now_s: float) -> float:
         """When what there is leaves; no later than ``now_s``: at once."""
@@ -91,7 +85,6 @@ class Outbox(Generic[CommandT]):
     def take(self, now_s: float) -> list[tuple[SessionId, CommandT]]:
         """Everything, in order; it leaves now."""
         items, self._pending = self._pending, []
-        self._num_spare = max(self._num_spare - 1, -MAX_SPARE)
         self._is_complete = False
         self._num_said += len(items)
         has_missed, self._has_missed = self._has_missed, False

@@ -130,27 +130,6 @@ def test_drafts_that_were_told_to_gather_leave_when_all_are_here() -> None:
     assert due_in(box, 1.005) > STEP_S / 2
 
 
-def test_after_a_step_with_two_frames_complete_drafts_wait_for_the_rest_until_a_step_has_had_none() -> None:
-    """So a target gets about a frame a step: what is drafted until the step is over comes along."""
-    box = busy()
-    for at_s in (1.004, 1.008):
-        box.put(ONE, SetK(2))
-        box.take(at_s)
-
-    def drafts_come(start_s: float) -> float:
-        box.on_frame(frame(), start_s)
-        box.on_told_drafter(ONE, Commit(10, (1,), gather_s=0.004))
-        box.put(ONE, drafts(11))
-        return due_in(box, start_s + 0.004)
-
-    for step in (1, 2, 3):
-        start_s = 1.0 + step * STEP_S
-        assert drafts_come(start_s) == pytest.approx(GATHER_S - 0.004)
-        box.take(start_s + GATHER_S)
-    box.on_frame(frame(), 1.040)
-    assert drafts_come(1.050) == 0.0
-
-
 def test_nobody_awaits_what_was_to_come_at_once_or_for_a_step_that_is_over() -> None:
     box = busy()
     box.on_told_drafter(ONE, Commit(10, (1, 2)))
