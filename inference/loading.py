@@ -101,14 +101,12 @@ def load_model(
     report(f"reading weights of {name}")
     model = load_weights(str(name), torch_dtype, torch_device)
     with explain(str(name), "lower kv_tokens, or use another model or device"):
-        probed = probe(model)
+        probed, max_context = probe(model), usable_context(model)
         compiles = compiled and fuse and backend is None and is_worth_compiling(model)
-        if backend is None:
-            backend = MatmulBackend(keys_by_dim=not compiles) if torch_device.type == "cpu" else SdpaBackend()
-        max_context = usable_context(model)
-        forward: ModelForward = TransformersForward(model)
         if compiles:
             report("compiling its layers, which takes some seconds the first time")
+        backend = backend or _backend(torch_device, compiles)
+        forward: ModelForward = TransformersForward(model)
         if fuse:
             forward = choose_forward(model, backend, probed, max_context, compiles)
         recorder = _recorder(graphs, torch_device)
@@ -195,6 +193,11 @@ def _device(setting: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(f"device {setting!r} was asked for, but torch sees no CUDA here: use device cpu")
     return device
+
+
+def _backend(device: torch.device, compiles: bool) -> AttentionBackend:
+    """How attention is computed unless it is said; compiled layers want keys as they come."""
+    return MatmulBackend(keys_by_dim=not compiles) if device.type == "cpu" else SdpaBackend()
 
 
 def _recorder(graphs: bool | Recorder, device: torch.device) -> Recorder | None:

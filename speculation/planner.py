@@ -29,8 +29,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from speculation.cost import DraftPace, StepCostModel, StepCurve
+from speculation.cost import StepCostModel, StepCurve
 from speculation.messages import SessionId
+from speculation.pace import DraftPace
 from speculation.turns import Turn
 
 WAIT_MARGIN = 0.03

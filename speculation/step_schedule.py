@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
-from speculation.cost import DraftPace, StepCostModel
+from speculation.cost import StepCostModel
 from speculation.gathering import Forecast
 from speculation.messages import OpenTarget, SessionId, StepReport, TokenId
+from speculation.pace import DraftPace
 from speculation.planner import MAX_WAITING_SESSIONS, Candidate, StepPlan, StepPlanner
 from speculation.prompt_lookup import LookupStatistics
 from speculation.verifier import VerifierSession

@@ -19,10 +19,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from speculation.acceptance import AcceptanceProfile
-from speculation.cost import DraftPace
 from speculation.draft_distribution import DraftDistribution, one_hot
 from speculation.draft_tree import DraftTree, Graft
 from speculation.messages import FinishReason, OpenTarget, Proposal, TokenId, Verdict
+from speculation.pace import DraftPace
 from speculation.prompt_lookup import NOTHING, LookedUp, LookupStatistics, PromptLookup
 from speculation.turns import Turn
 

@@ -17,7 +17,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from rpc.codec import DraftFrame
 from speculation.acceptance import AcceptanceProfile
-from speculation.cost import DraftPace
 from speculation.drafter import DrafterSession
 from speculation.messages import (
     NOTHING_HEARD,
@@ -41,6 +40,7 @@ from speculation.messages import (
     TokenId,
     TokenLogprobs,
 )
+from speculation.pace import DraftPace
 from speculation.verifier import VerifierSession
 from tests.doubles.toy_drafter import draft_with_toy
 from tests.doubles.toy_model import STOP_TOKEN, VOCAB_SIZE, next_token

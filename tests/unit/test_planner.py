@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.cost import DraftPace, StepCostModel
+from speculation.cost import StepCostModel
 from speculation.messages import SessionId, StepReport
+from speculation.pace import DraftPace
 from speculation.planner import WAIT_CAP_STEPS, Candidate, StepPlan, StepPlanner
 
 

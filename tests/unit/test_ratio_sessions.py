@@ -8,12 +8,12 @@ import pytest
 
 from speculation.acceptance import AcceptanceProfile
 from speculation.adaptive_k import FixedK
-from speculation.cost import DraftPace
 from speculation.draft_distribution import MAX_DRAFT_TOP_N, WEIGHT_TOTAL, DraftDistribution, one_hot
 from speculation.drafter import DrafterSession
 from speculation.fingerprint import fingerprint
 from speculation.guesses import guess_from, guess_of
 from speculation.messages import Method, OpenDraft, OpenTarget, Proposal, Sampling, SessionErrorCode
+from speculation.pace import DraftPace
 from speculation.relay import RelaySession, ToDraft
 from speculation.validation import check_open_target
 from speculation.verifier import VerifierSession

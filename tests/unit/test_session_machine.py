@@ -15,7 +15,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from speculation.acceptance import AcceptanceProfile
 from speculation.adaptive_k import Load
-from speculation.cost import DraftPace
 from speculation.draft_lines import LineId
 from speculation.drafter import DrafterSession
 from speculation.fingerprint import fingerprint
@@ -33,6 +32,7 @@ from speculation.messages import (
     SetLookahead,
     Verdict,
 )
+from speculation.pace import DraftPace
 from speculation.prompt_lookup import LookupStatistics
 from speculation.relay import Action, Emit, Fail, Finish, RelaySession, ToDraft, ToTarget
 from speculation.verifier import VerifierSession

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from coordinator.step_trace import MAX_PROPOSALS, BranchRun, StepTraces
 from speculation.acceptance import AcceptanceProfile
-from speculation.cost import DraftPace
 from speculation.fingerprint import fingerprint
 from speculation.messages import OpenTarget, Proposal, Sampling, StepReport, Verdict
+from speculation.pace import DraftPace
 from speculation.verifier import VerifierSession
 
 PROMPT = (1, 2)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from speculation.acceptance import AcceptanceProfile
 from speculation.adaptive_k import FixedK, Load
-from speculation.cost import DraftPace, StepCostModel
+from speculation.cost import StepCostModel
 from speculation.fingerprint import fingerprint
 from speculation.messages import OpenDraft, OpenTarget, Proposal, Sampling, SessionId, SetK, SetLookahead, Verdict
+from speculation.pace import DraftPace
 from speculation.planner import Candidate, StepPlan, StepPlanner
 from speculation.relay import RelaySession, ToDraft, ToTarget
 from speculation.turns import TURN_TIMEOUT_S, Turn

@@ -3,10 +3,10 @@
 import pytest
 
 from speculation.acceptance import AcceptanceProfile
-from speculation.cost import DraftPace
 from speculation.draft_distribution import DraftDistribution, one_hot
 from speculation.fingerprint import fingerprint
 from speculation.messages import FinishReason, Method, OpenTarget, Proposal, Sampling
+from speculation.pace import DraftPace
 from speculation.prompt_lookup import LookupStatistics
 from speculation.verifier import MAX_K, VerifierSession
 
