@@ -130,6 +130,21 @@ def test_drafts_that_were_told_to_gather_leave_when_all_are_here() -> None:
     assert due_in(box, 1.005) > STEP_S / 2
 
 
+def test_complete_drafts_leave_at_once_in_each_of_many_steps() -> None:
+    """Not only where other steps had no frame: the drafter has held them until the last moment already."""
+    box = busy()
+    for at_s in (1.004, 1.008):  # a step that has had two frames
+        box.put(ONE, SetK(2))
+        box.take(at_s)
+    for step in range(1, 6):
+        start_s = 1.0 + step * STEP_S
+        box.on_frame(frame(), start_s)
+        box.on_told_drafter(ONE, Commit(9 + step, (1,), gather_s=0.004))
+        box.put(ONE, drafts(10 + step))
+        assert due_in(box, start_s + 0.004) == 0.0
+        assert box.take(start_s + 0.004) == [(ONE, drafts(10 + step))]
+
+
 def test_nobody_awaits_what_was_to_come_at_once_or_for_a_step_that_is_over() -> None:
     box = busy()
     box.on_told_drafter(ONE, Commit(10, (1, 2)))
