@@ -28,8 +28,11 @@ THRESHOLD_MIN_K = 2
 THRESHOLD_MAX_K = 8
 """The published rule's numbers (DESIGN 7)."""
 
-CHANGE_GAIN = 0.02
-"""What another K > 0 must promise over the present one: about the noise of the two estimates, so K does not flutter."""
+TAKEN_STEPS = 32
+"""Recent steps with drafted tokens that say how many the target takes."""
+
+HEADROOM = 4
+"""Drafted tokens that K is above that: a chain that is surer than all of those is not cut, and K grows fast."""
 
 SPECULATION_GAIN = 0.03
 """What K > 0 must promise over K = 0 to go on: K = 0 also saves the drafter's work, which no verdict shows."""
@@ -143,6 +146,10 @@ class GoodputK:
     With B sessions alike on the target that is the maximum over k of ``B E(k) / V(B (k + 1), B)``: E the expected
     tokens of a step (`AcceptanceProfile`), V its seconds (`StepCostModel`). Where speculation does not pay K is 0, and
     the drafter idle. From there short probes look whether it pays by now, ever more rarely while it does not.
+
+    Where it pays that is the least that K is. The target knows more: how sure the drafter was of the very tokens that
+    are staged, and for which of its sessions a row is worth most. So K keeps out of its way and is some tokens above
+    the most that it has taken lately.
     """
 
     name: Final = "goodput"
@@ -159,6 +166,7 @@ class GoodputK:
         self._num_probe_empty = 0  # and without
         self._num_idle_tokens = 0  # committed at K = 0 since the last probe
         self._num_failed_probes = 0
+        self._num_taken: deque[int] = deque(maxlen=TAKEN_STEPS)  # of the drafted tokens, by the target
         self._k = min(k, max_k)
         self._k = self._best_k()
 
@@ -175,6 +183,8 @@ class GoodputK:
         for num_drafted, num_right in self._evidence(verdict):
             self._profile.observe(num_drafted, num_right)
             self._prior.observe(num_drafted, num_right)
+        if verdict.num_drafted:
+            self._num_taken.append(verdict.num_drafted)
         if self._probing:
             self._on_probe_step(verdict)
         elif self._k == 0:
@@ -223,9 +233,7 @@ class GoodputK:
         gain = SPECULATION_GAIN if self._k else RESUME_GAIN
         if rates[best] < (1.0 + gain) * rates[0]:
             return int(self._k > 0 and self._profile.weight < MIN_EVIDENCE_STEPS)
-        if self._k and rates[best] < (1.0 + CHANGE_GAIN) * rates[self._k] and rates[self._k] > rates[0]:
-            return self._k
-        return best
+        return min(self._max_k, max(best, max(self._num_taken, default=0) + HEADROOM))
 
     def _rates(self) -> list[float] | None:
         """Expected committed tokens per second and session for K = 0 .. max_k; None while costs are unknown."""

@@ -30,6 +30,8 @@ class _Node:
     """Came as part of a branch."""
     distribution: DraftDistribution | None = None
     """What the token was drawn from, if that was told."""
+    confidence: float | None = None
+    """How sure the drafter was of it, if that was told. May be anything: drafters are not trusted."""
     children: dict[TokenId, _Node] = field(default_factory=dict)
 
 
@@ -104,9 +106,13 @@ class DraftTree:
             if child is None:
                 if len(self._nodes) >= self._max_nodes:
                     break
-                distribution = proposal.distributions[index] if proposal.distributions else None
-                fingerprint = extend(node.fingerprint, token_id)
-                child = _Node(fingerprint, node.length + 1, proposal.is_branch, distribution)
+                child = _Node(
+                    extend(node.fingerprint, token_id),
+                    node.length + 1,
+                    proposal.is_branch,
+                    proposal.distributions[index] if proposal.distributions else None,
+                    proposal.confidences[index] if index < len(proposal.confidences) else None,
+                )
                 if child.fingerprint in self._nodes:  # a collision: drop rather than confuse two nodes
                     break
                 node.children[token_id] = child
@@ -148,18 +154,20 @@ class DraftTree:
 
     def main_line(self, max_tokens: int) -> list[TokenId]:
         """Up to ``max_tokens`` drafted tokens from the committed prefix down the first-proposed children."""
-        line: list[TokenId] = []
-        node = self._root
-        while node.children and len(line) < max_tokens:
-            token_id, node = next(iter(node.children.items()))
-            line.append(token_id)
-        return line
+        return [token_id for token_id, _ in self._main_line(max_tokens)]
 
     def main_line_distributions(self, max_tokens: int) -> list[DraftDistribution | None]:
         """What the tokens of `main_line` were drawn from."""
-        found: list[DraftDistribution | None] = []
+        return [node.distribution for _, node in self._main_line(max_tokens)]
+
+    def main_line_confidences(self, max_tokens: int) -> list[float | None]:
+        """How sure the drafter said it was of each token of `main_line`, given those before it."""
+        return [node.confidence for _, node in self._main_line(max_tokens)]
+
+    def _main_line(self, max_tokens: int) -> list[tuple[TokenId, _Node]]:
+        line: list[tuple[TokenId, _Node]] = []
         node = self._root
-        while node.children and len(found) < max_tokens:
-            node = next(iter(node.children.values()))
-            found.append(node.distribution)
-        return found
+        while node.children and len(line) < max_tokens:
+            line.append(next(iter(node.children.items())))
+            node = line[-1][1]
+        return line

@@ -66,18 +66,25 @@ class Candidate:
     k: int
     """Cap from the coordinator; 0 is plain decoding."""
     survival: tuple[float, ...]
-    """P(the first d drafted tokens are accepted) for d = 1 .. k, never rising; more is fine."""
+    """P(the first d drafted tokens are accepted) for d = 1 .. k as a rule, never rising; more is fine."""
     pace: DraftPace | None
     """None: no drafter feeds this session."""
     turn: Turn | None = None
     """Set for a session that takes turns with its drafter; it sits out until its turn comes."""
     looked_up: tuple[float, ...] = ()
     """P(the first d of the tokens looked up behind the staged ones are right, if those are) for d = 1, 2, ..."""
+    survival_now: tuple[float, ...] | None = None
+    """``survival`` of the very tokens that are staged and of what may come behind them; None: no more is known."""
+
+    @property
+    def now(self) -> tuple[float, ...]:
+        """P(the first d drafted tokens of the next step are accepted) for d = 1 .. k."""
+        return self.survival if self.survival_now is None else self.survival_now
 
     @property
     def chances(self) -> tuple[float, ...]:
         """P(the first d of all tokens that may enter are accepted) for d = 1, 2, ...; never rising."""
-        staged = self.survival[: min(self.k, self.num_staged)]
+        staged = self.now[: min(self.k, self.num_staged)]
         reached = staged[-1] if staged else 1.0
         return (*staged, *[reached * chance for chance in self.looked_up])
 
@@ -90,6 +97,31 @@ class StepPlan:
     """0: run now. Otherwise wait at most so long for proposals, then plan again."""
     num_drafted: Mapping[SessionId, int]
     """Drafted tokens to verify, for each candidate that is in the step: all but those that wait for their turn."""
+
+
+class _Odds:
+    """Of a session's drafts."""
+
+    def __init__(self, survival: Sequence[float]) -> None:
+        self._survival = survival
+        self.gains: Sequence[float] = [0.0, *accumulate(survival)]
+        """Expected accepted tokens of 0, 1, 2, ... drafts."""
+
+    def reaches(self, depth: int) -> float:
+        """P(the first ``depth`` drafts are accepted)."""
+        return self._survival[depth - 1] if depth else 1.0
+
+    def agrees(self, depth: int) -> float:
+        """P(the first ``depth`` drafts are accepted and the target's own token is the next draft)."""
+        survival = self._survival
+        if depth < len(survival):
+            return survival[depth]
+        if not survival:
+            return 0.0
+        return survival[-1] * (survival[-1] / survival[-2] if len(survival) > 1 and survival[-2] else survival[-1])
+
+    def __len__(self) -> int:
+        return len(self._survival)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +150,12 @@ class _Feed:
 
     num_staged: int
     best_k: int  # drafts that a step would take if there were enough, K at most
-    survival: tuple[float, ...]
-    gains: Sequence[float]  # expected accepted tokens of 0, 1, 2, ... drafts
+    now: _Odds  # of the next step's drafts
+    usual: _Odds  # of later ones
     first_s: float  # seconds until the next draft arrives; inf: none will
     token_s: float  # seconds per further draft
     cycle: _Cycle
     looked_up: tuple[float, ...]  # chances of what fills a step behind the drafts
-
-    def reached(self, depth: int) -> float:
-        """P(the first ``depth`` drafts are accepted)."""
-        return self.survival[depth - 1] if depth else 1.0
 
     def num_at(self, after_s: float) -> int:
         """Drafts there ``after_s`` from now, used ones included; no more than two steps can use."""
@@ -232,18 +260,18 @@ def _may_wait(one: Candidate, now_s: float, longest_s: float) -> bool:
 
 def _feed(one: Candidate, best_k: int, num_sessions: int, now_s: float, curve: StepCurve) -> _Feed | None:
     """None if drafts are wanted and it is not known when they will be here."""
-    gains = [0.0, *accumulate(one.survival)]
+    now, usual = _Odds(one.now), _Odds(one.survival)
     free = _free_run(one.looked_up, num_sessions, curve)
     plain = _Cycle(free.rate, 0.0)
     if one.pace is None or best_k == 0:
-        return _Feed(one.num_staged, best_k, one.survival, gains, math.inf, 1.0, plain, one.looked_up)
+        return _Feed(one.num_staged, best_k, now, usual, math.inf, 1.0, plain, one.looked_up)
     first_s, redraft_s, token_s = one.pace.expected_wait_s(1, now_s), one.pace.redraft_s, one.pace.token_s
     if first_s is None and one.num_staged >= best_k:
-        return _Feed(one.num_staged, best_k, one.survival, gains, math.inf, 1.0, plain, one.looked_up)
+        return _Feed(one.num_staged, best_k, now, usual, math.inf, 1.0, plain, one.looked_up)
     if first_s is None or redraft_s is None or token_s is None:
         return None
-    cycle = _cycle(one.survival, gains, best_k, redraft_s, token_s, num_sessions, curve, free)
-    return _Feed(one.num_staged, best_k, one.survival, gains, first_s, token_s, cycle, one.looked_up)
+    cycle = _cycle(usual, best_k, redraft_s, token_s, num_sessions, curve, free)
+    return _Feed(one.num_staged, best_k, now, usual, first_s, token_s, cycle, one.looked_up)
 
 
 def _free_run(looked_up: Sequence[float], num_sessions: int, curve: StepCurve) -> _FreeRun:
@@ -254,8 +282,7 @@ def _free_run(looked_up: Sequence[float], num_sessions: int, curve: StepCurve) -
 
 
 def _cycle(
-    survival: tuple[float, ...],
-    gains: Sequence[float],
+    odds: _Odds,
     best_k: int,
     redraft_s: float,
     token_s: float,
@@ -266,20 +293,20 @@ def _cycle(
     plain_s = curve.at(num_sessions)
     full_k = min(best_k, max(0, int(plain_s / max(token_s, 1e-9)) - 1))  # drafts that keep coming during a step
     full_s = curve.at(num_sessions * (1 + full_k))
-    going_on = min(_agrees(survival, full_k), MAX_GOING_ON)
+    going_on = min(odds.agrees(full_k), MAX_GOING_ON)
     num_full = 1.0 / (1.0 - going_on)  # full steps of a streak, once begun
 
     num_free = max(1, math.ceil(redraft_s / free.step_s))  # free-runs until drafts are here
     num_overtaken = round(num_free * free.num_tokens)
-    begins = _agrees(survival, num_overtaken - 1) if num_overtaken <= len(survival) else 0.0
-    tokens = num_free * free.num_tokens + begins * num_full * (1.0 + gains[full_k])
+    begins = odds.agrees(num_overtaken - 1) if num_overtaken <= len(odds) else 0.0
+    tokens = num_free * free.num_tokens + begins * num_full * (1.0 + odds.gains[full_k])
     rate = tokens / (num_free * free.step_s + begins * num_full * full_s)
     for count in _counts(best_k):
-        begins = _agrees(survival, count)
-        tokens = 1.0 + gains[count] + begins * num_full * (1.0 + gains[full_k])
+        begins = odds.agrees(count)
+        tokens = 1.0 + odds.gains[count] + begins * num_full * (1.0 + odds.gains[full_k])
         seconds = redraft_s + (count - 1) * token_s + curve.at(num_sessions * (1 + count)) + begins * num_full * full_s
         rate = max(rate, tokens / seconds)
-    return _Cycle(rate, num_full * (1.0 + gains[full_k] - rate * full_s))
+    return _Cycle(rate, num_full * (1.0 + odds.gains[full_k] - rate * full_s))
 
 
 def _value(feeds: Sequence[_Feed], wait_s: float, curve: StepCurve) -> float:
@@ -292,13 +319,14 @@ def _value(feeds: Sequence[_Feed], wait_s: float, curve: StepCurve) -> float:
     for feed, depth, chances in zip(feeds, drafted, behind, strict=True):
         cycle = feed.cycle
         num_overtaken = sum(chances)
-        value += 1.0 + feed.gains[depth] + num_overtaken - cycle.rate * end_s
+        value += 1.0 + feed.now.gains[depth] + num_overtaken - cycle.rate * end_s
         # staged for the step after, if it goes on
         num_next = min(feed.num_at(end_s) - depth - 1 - round(num_overtaken), feed.best_k)
         if num_next >= 0:
             next_s = curve.at(num_sessions * (1 + num_next))
-            goes_on = 1.0 + feed.gains[num_next] - cycle.rate * next_s + _agrees(feed.survival, num_next) * cycle.streak
-            value += _agrees(feed.survival, depth) * max(0.0, goes_on)
+            goes_on = 1.0 + feed.usual.gains[num_next] - cycle.rate * next_s
+            goes_on += feed.usual.agrees(num_next) * cycle.streak
+            value += feed.now.agrees(depth) * max(0.0, goes_on)
     return value
 
 
@@ -307,14 +335,14 @@ def _best_behind(feeds: Sequence[_Feed], drafted: Sequence[int], curve: StepCurv
     room = [max(0, len(feed.looked_up) + feed.num_staged - depth) for feed, depth in zip(feeds, drafted, strict=True)]
     ways = sorted(
         (
-            (feed.reached(depth) * chance, index)
+            (feed.now.reaches(depth) * chance, index)
             for index, (feed, depth, num_left) in enumerate(zip(feeds, drafted, room, strict=True))
             for chance in feed.looked_up[:num_left]
         ),
         reverse=True,
     )
     num_fixed = len(feeds) + sum(drafted)
-    expected = len(feeds) + sum(feed.gains[depth] for feed, depth in zip(feeds, drafted, strict=True))
+    expected = len(feeds) + sum(feed.now.gains[depth] for feed, depth in zip(feeds, drafted, strict=True))
     chosen = ways[: _best_count(ways, len(feeds), num_fixed, curve, expected)]
     return [tuple(chance for chance, its in chosen if its == index) for index in range(len(feeds))]
 
@@ -343,7 +371,7 @@ def _chances(candidates: Sequence[Candidate], max_drafted: int, staged_only: boo
     chances = [
         (chance, index)
         for index, candidate in enumerate(candidates)
-        for chance in (candidate.chances if staged_only else candidate.survival[: candidate.k])
+        for chance in (candidate.chances if staged_only else candidate.now[: candidate.k])
     ]
     if len(candidates) > 1:
         chances.sort(reverse=True)
@@ -369,12 +397,3 @@ def _best_count(
         if rate > best_rate:
             best, best_rate = count, rate
     return best
-
-
-def _agrees(survival: Sequence[float], depth: int) -> float:
-    """P(the first ``depth`` drafts are accepted and the target's own token is the next draft)."""
-    if depth < len(survival):
-        return survival[depth]
-    if not survival:
-        return 0.0
-    return survival[-1] * (survival[-1] / survival[-2] if len(survival) > 1 and survival[-2] else survival[-1])

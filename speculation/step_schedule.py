@@ -11,13 +11,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.cost import StepCostModel
+from speculation.experience import Experience
 from speculation.gathering import Forecast
 from speculation.messages import OpenTarget, SessionId, StepReport, TokenId
-from speculation.pace import DraftPace
 from speculation.planner import MAX_WAITING_SESSIONS, Candidate, StepPlan, StepPlanner
-from speculation.prompt_lookup import LookupStatistics
 from speculation.verifier import VerifierSession
 
 LOOK_EVERY = 24
@@ -120,9 +118,7 @@ class StepSchedule(Generic[SessionT]):
         self._max_step_tokens = max_step_tokens
         self._costs = StepCostModel()
         self._planner = StepPlanner(self._costs, max_step_tokens)
-        self._profile = AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
-        self._pace = DraftPace()
-        self._lookups = LookupStatistics() if looks_up else None
+        self._experience = Experience() if looks_up else Experience(lookups=None)
         self._waiting_since: float | None = None
         self._may_wait = True  # for drafts: not after it was said that they may gather
         self._num_gathered = 0  # times in a row that they did although a session had none
@@ -130,7 +126,7 @@ class StepSchedule(Generic[SessionT]):
 
     def open(self, command: OpenTarget, vocab_size: int) -> VerifierSession:
         """A session that starts from what the worker knows of its drafters, and adds to it."""
-        return VerifierSession(command, vocab_size, self._profile, self._pace, self._lookups)
+        return VerifierSession(command, vocab_size, self._experience)
 
     def next(self, sessions: Collection[SessionT], now_s: float, num_free_tokens: int) -> NextStep[SessionT]:
         """The next step over ``sessions``, oldest first; ``num_free_tokens`` KV positions belong to nobody."""
@@ -240,6 +236,7 @@ def _candidate(session: CachedSession) -> Candidate:
         num_staged=verifier.num_staged,
         k=verifier.k,
         survival=verifier.profile.survival(verifier.k),
+        survival_now=verifier.survival,
         pace=verifier.pace if verifier.k else None,
         turn=verifier.turn,
         looked_up=verifier.lookup_chances,

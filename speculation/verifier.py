@@ -19,11 +19,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from speculation.acceptance import AcceptanceProfile
+from speculation.confidence import ConfidenceStatistics
 from speculation.draft_distribution import DraftDistribution, one_hot
 from speculation.draft_tree import DraftTree, Graft
+from speculation.experience import Experience
 from speculation.messages import FinishReason, OpenTarget, Proposal, TokenId, Verdict
 from speculation.pace import DraftPace
-from speculation.prompt_lookup import NOTHING, LookedUp, LookupStatistics, PromptLookup
+from speculation.prompt_lookup import NOTHING, LookedUp, PromptLookup
 from speculation.turns import Turn
 
 MAX_PROPOSAL_TOKENS = 256
@@ -35,25 +37,19 @@ MAX_K = 256
 class VerifierSession:
     """Committed and staged tokens of one session at the target."""
 
-    def __init__(
-        self,
-        command: OpenTarget,
-        vocab_size: int,
-        profile: AcceptanceProfile,
-        pace: DraftPace,
-        lookups: LookupStatistics | None = None,
-    ) -> None:
-        """``profile``, ``pace`` and ``lookups`` are the worker's: the session starts from them and adds to them.
+    def __init__(self, command: OpenTarget, vocab_size: int, experience: Experience) -> None:
+        """``experience`` is the worker's: the session starts from it and adds to it.
 
-        Without ``lookups`` nothing is looked up; nor where a session takes turns, or verifies by ratios: those judge a
-        token by what it was drawn from. K does not bound it: a drafter that is no good says nothing of the text.
+        Nothing is looked up where a session takes turns, or verifies by ratios: those judge a token by what it was
+        drawn from. K does not bound it: a drafter that is no good says nothing of the text.
         """
         self.sampling = command.sampling
         self.prompt_length = command.sampling.prompt_length or len(command.token_ids)
         self.set_k(command.k)
-        self.profile = AcceptanceProfile(profile)
-        self.pace = DraftPace(pace)
-        self._shared_profile = profile
+        self.profile = AcceptanceProfile(experience.profile)
+        self.pace = DraftPace(experience.pace)
+        self._shared_profile = experience.profile
+        self._confidence = ConfidenceStatistics(experience.confidence)
         self._vocab_size = vocab_size
         self._tree = DraftTree(command.token_ids)
         self._max_length = command.max_length
@@ -62,7 +58,8 @@ class VerifierSession:
         self._num_late = self._num_late_right = 0
         self._takes_turns = command.turns
         self._max_lookup = 0 if command.turns or command.sampling.by_ratio else min(command.max_lookup, MAX_K)
-        self._lookup = PromptLookup(lookups) if lookups is not None and self._max_lookup else None
+        lookups = experience.lookups if self._max_lookup else None
+        self._lookup = PromptLookup(lookups) if lookups is not None else None
         self.logprobs = command.logprobs
         self._prompt_logprobs = command.prompt_logprobs
         self._last_verdict_s: float | None = None
@@ -71,7 +68,12 @@ class VerifierSession:
     def set_k(self, k: int) -> None:
         """Verify at most ``k`` drafted tokens in one step from now on."""
         self.k = min(k, MAX_K)
+        self._on_other_guesses()
+
+    def _on_other_guesses(self) -> None:
+        """What is staged has changed, or K, or what is known."""
         self._looked_up: LookedUp | None = None  # behind the first K staged tokens; None: not looked for yet
+        self._survival: tuple[float, ...] | None = None
 
     @property
     def token_ids(self) -> Sequence[TokenId]:
@@ -87,7 +89,7 @@ class VerifierSession:
         """Keeps what is live of a proposal. A malformed one is dropped like a stale one: drafts are hints."""
         graft = self._graft(self._credible(proposal) if self.sampling.by_ratio else _without_q(proposal))
         self._num_dropped += len(proposal.token_ids) - graft.num_new
-        self._looked_up = None
+        self._on_other_guesses()
         if not self.sampling.by_ratio:  # what would have been kept by a ratio need not be what was drawn without it
             self._learn_late(graft.num_late, graft.num_late_right)
         if not proposal.is_branch:  # branches come when the drafter has time for them: they tell nothing of its pace
@@ -149,6 +151,18 @@ class VerifierSession:
     def _staged(self, k: int) -> list[TokenId]:
         return self._tree.main_line(min(k, self._max_drafted))
 
+    @property
+    def survival(self) -> tuple[float, ...]:
+        """P(the first d drafted tokens are accepted) for d = 1 .. K: of the staged ones by how sure the drafter was.
+
+        By ratios they are all alike: how many are verified must not depend on which they are.
+        """
+        if self._survival is None:
+            usual = self.profile.survival(self.k)
+            known = [] if self.sampling.by_ratio else self._tree.main_line_confidences(min(self.k, self._max_drafted))
+            self._survival = self._confidence.survival(known, usual)
+        return self._survival
+
     def _behind_staged(self) -> LookedUp:
         """What was looked up for the rest of the step."""
         if self._lookup is None:
@@ -194,7 +208,7 @@ class VerifierSession:
         num_accepted = min(num_right, num_drafted)
         missed = finish_reason is None and self._learn_from(committed, num_drafted, num_accepted)
         num_contradicted = self._tree.commit(committed)
-        self._looked_up = None
+        self._on_other_guesses()
         self.pace.on_verdict(now_s, self.num_staged, missed)
         self._last_verdict_s, self._missed = now_s, missed
         verdict = Verdict(
@@ -224,9 +238,21 @@ class VerifierSession:
     def _learn_from(self, committed: Sequence[TokenId], num_drafted: int, num_accepted: int) -> bool:
         """From a step that the session outlives. Did it contradict the drafter?"""
         self._learn(num_drafted, num_accepted)
+        self._learn_confidence(committed)
         if self._lookup is not None and self._looked_up is not None:  # also of what the step did not take
             self._lookup.observe(self._looked_up, committed[len(self._staged(self.k)) :])
         return num_accepted < num_drafted or self._contradicts_next_staged(num_drafted, committed[num_drafted:])
+
+    def _learn_confidence(self, committed: Sequence[TokenId]) -> None:
+        """Of all staged tokens that were decided, whether the step took them or not."""
+        if self.sampling.by_ratio:  # judged otherwise
+            return
+        line, said = self._tree.main_line(len(committed)), self._tree.main_line_confidences(len(committed))
+        for token_id, decided, confidence in zip(line, committed, said, strict=False):
+            if confidence is not None:
+                self._confidence.observe(confidence, token_id == decided)
+            if token_id != decided:
+                break
 
     def _contradicts_next_staged(self, num_drafted: int, decided: Sequence[TokenId]) -> bool:
         """A staged token that the step did not take says as much of the drafter as one that it did.

@@ -16,8 +16,8 @@ from typing import Generic, TypeVar
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from rpc.codec import DraftFrame
-from speculation.acceptance import AcceptanceProfile
 from speculation.drafter import DrafterSession
+from speculation.experience import Experience
 from speculation.messages import (
     NOTHING_HEARD,
     CloseSession,
@@ -40,7 +40,6 @@ from speculation.messages import (
     TokenId,
     TokenLogprobs,
 )
-from speculation.pace import DraftPace
 from speculation.verifier import VerifierSession
 from tests.doubles.toy_drafter import draft_with_toy
 from tests.doubles.toy_model import STOP_TOKEN, VOCAB_SIZE, next_token
@@ -170,15 +169,13 @@ class ScriptedTarget(_ScriptedWorker[TargetCommand, TargetFrame, VerifierSession
                     errors.append((session_id, self.fail_next_open))
                     self.fail_next_open = None
                 else:
-                    connection.sessions[session_id] = VerifierSession(
-                        command, VOCAB_SIZE, AcceptanceProfile(), DraftPace()
-                    )
+                    connection.sessions[session_id] = VerifierSession(command, VOCAB_SIZE, Experience(lookups=None))
             elif isinstance(command, CloseSession):
                 connection.sessions.pop(session_id, None)
             elif session is None:
                 continue  # crossed with the verdict that ended it
             elif isinstance(command, SetK):
-                session.k = command.k
+                session.set_k(command.k)
             else:
                 session.stage(command, time.monotonic())
         if errors:

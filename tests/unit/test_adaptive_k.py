@@ -5,13 +5,24 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
-from speculation.adaptive_k import MAX_PROBE_EVERY, POLICY_NAMES, PROBE_STEPS, GoodputK, KPolicy, Load, make_policy
+from speculation.adaptive_k import (
+    HEADROOM,
+    MAX_PROBE_EVERY,
+    POLICY_NAMES,
+    PROBE_STEPS,
+    TAKEN_STEPS,
+    GoodputK,
+    KPolicy,
+    Load,
+    make_policy,
+)
 from speculation.cost import StepCostModel
 from speculation.messages import StepReport, Verdict
 from speculation.pace_check import PaceCheck
@@ -37,10 +48,21 @@ def policy_of(name: str, *, max_k: int = 8, k: int | None = None, costs: StepCos
 
 
 class Session:
-    """Runs a policy against a drafter with one acceptance rate; drafts appear ``lag`` steps after K leaves 0."""
+    """Runs a policy against a drafter with one acceptance rate; drafts appear ``lag`` steps after K leaves 0.
 
-    def __init__(self, policy: KPolicy, rate: float, seed: int = 0, load: Load = ALONE, lag: int = 3) -> None:
-        self.policy, self.rate, self.load, self.lag = policy, rate, load, lag
+    The target ``takes`` so many of K tokens; all unless it is said. Its own token is compared with the next one.
+    """
+
+    def __init__(
+        self,
+        policy: KPolicy,
+        rate: float,
+        seed: int = 0,
+        load: Load = ALONE,
+        lag: int = 3,
+        takes: Callable[[int], int] = lambda k: k,
+    ) -> None:
+        self.policy, self.rate, self.load, self.lag, self.takes = policy, rate, load, lag, takes
         self.rng = random.Random(seed)
         self.num_committed, self.num_drafted, self.num_since_on = 0, 0, lag
         self.num_tokens_in_steps: list[int] = []
@@ -48,11 +70,14 @@ class Session:
     def step(self) -> None:
         k = self.policy.k()
         self.num_since_on = self.num_since_on + 1 if k else 0
-        num_drafted = k if self.num_since_on > self.lag else 0
+        num_drafted = self.takes(k) if self.num_since_on > self.lag else 0
         num_accepted = 0
         while num_accepted < num_drafted and self.rng.random() < self.rate:
             num_accepted += 1
-        self.policy.observe(verdict(num_drafted, num_accepted), self.load, 0.0)
+        found = verdict(num_drafted, num_accepted)
+        if self.num_since_on > self.lag and num_accepted == num_drafted < k:
+            found = replace(found, num_late=1, num_late_right=int(self.rng.random() < self.rate))
+        self.policy.observe(found, self.load, 0.0)
         self.num_committed += num_accepted + 1
         self.num_tokens_in_steps.append(num_drafted + 1)
 
@@ -146,7 +171,7 @@ def test_threshold_follows_the_rule(history: list[tuple[int, int]], max_k: int) 
 @pytest.mark.parametrize("token_cost", [0.0, 0.03, 0.1, 0.3, 1.0])
 @pytest.mark.parametrize("num_sessions", [1, 8])
 def test_goodput_is_near_the_best_k_of_the_cost_curve(rate: float, token_cost: float, num_sessions: int) -> None:
-    """``token_cost``: of one more token per session, in plain steps."""
+    """``token_cost``: of one more token per session, in plain steps. The target takes no more than pay."""
 
     def step_s(num_tokens: int) -> float:
         return 0.02 * (1.0 + token_cost * (num_tokens / num_sessions - 1.0))
@@ -154,12 +179,15 @@ def test_goodput_is_near_the_best_k_of_the_cost_curve(rate: float, token_cost: f
     def goodput(k: int) -> float:
         return sum(rate**depth for depth in range(k + 1)) / step_s(num_sessions * (k + 1))
 
+    def takes(k: int) -> int:
+        return max(range(k + 1), key=goodput)
+
     policy = GoodputK(8, costs_of(step_s, num_sessions), AcceptanceProfile())
-    session, found = Session(policy, rate, seed=5, load=Load(num_sessions)), []
+    session, found = Session(policy, rate, seed=5, load=Load(num_sessions), takes=takes), []
     for step in range(600):
         session.step()
         if step >= 200:
-            found.append(goodput(policy.k()))
+            found.append(goodput(takes(policy.k())))
     best = max(goodput(k) for k in range(9))
     assert sum(found) / len(found) > 0.94 * best
 
@@ -180,6 +208,23 @@ def test_goodput_weighs_the_load() -> None:
     for num_sessions, expected in ((64, range(0, 4)), (1, range(5, 9))):
         policy.observe(verdict(0, 0), Load(num_sessions), 0.0)
         assert policy.k() in expected
+
+
+def test_k_keeps_out_of_the_way_of_a_target_that_chooses_itself() -> None:
+    policy = GoodputK(32, costs_of(lambda n: 0.02 + 0.003 * n, max_k=32), AcceptanceProfile())
+    assert feed(policy, 1, 3, 2) == [3 + HEADROOM]
+    assert feed(policy, 1, 9, 9) == [9 + HEADROOM]
+    assert feed(policy, TAKEN_STEPS - 1, 3, 2)[-1] == 9 + HEADROOM  # it may be that sure again
+    assert feed(policy, 1, 3, 2) == [3 + HEADROOM]
+    assert feed(policy, 100, 0, 0)[-1] == 3 + HEADROOM  # that there were none says nothing
+    assert feed(policy, 1, 31, 31) == [32]
+
+
+def test_k_is_no_less_than_the_average_chain_pays_for() -> None:
+    """Of a target that has had but one draft in time lately."""
+    policy = GoodputK(12, costs_of(lambda n: 0.02 + 0.0001 * n, max_k=12), AcceptanceProfile())
+    feed(policy, 50, 12, 11)
+    assert feed(policy, 50, 1, 1)[-1] == 12
 
 
 def test_goodput_starts_moderately_while_nothing_is_known() -> None:

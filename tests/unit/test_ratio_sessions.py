@@ -6,14 +6,13 @@ import dataclasses
 
 import pytest
 
-from speculation.acceptance import AcceptanceProfile
 from speculation.adaptive_k import FixedK
 from speculation.draft_distribution import MAX_DRAFT_TOP_N, WEIGHT_TOTAL, DraftDistribution, one_hot
 from speculation.drafter import DrafterSession
+from speculation.experience import Experience
 from speculation.fingerprint import fingerprint
 from speculation.guesses import guess_from, guess_of
 from speculation.messages import Method, OpenDraft, OpenTarget, Proposal, Sampling, SessionErrorCode
-from speculation.pace import DraftPace
 from speculation.relay import RelaySession, ToDraft
 from speculation.validation import check_open_target
 from speculation.verifier import VerifierSession
@@ -25,7 +24,7 @@ VOCAB_SIZE = 50
 
 def session(sampling: Sampling = REJECTION) -> VerifierSession:
     command = OpenTarget((1,), sampling, 100, (9,), 8)
-    return VerifierSession(command, VOCAB_SIZE, AcceptanceProfile(), DraftPace())
+    return VerifierSession(command, VOCAB_SIZE, Experience(lookups=None))
 
 
 def q(*pairs: tuple[int, int]) -> DraftDistribution:

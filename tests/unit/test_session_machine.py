@@ -13,10 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from speculation.acceptance import AcceptanceProfile
 from speculation.adaptive_k import Load
 from speculation.draft_lines import LineId
 from speculation.drafter import DrafterSession
+from speculation.experience import Experience
 from speculation.fingerprint import fingerprint
 from speculation.messages import (
     CloseSession,
@@ -32,7 +32,6 @@ from speculation.messages import (
     SetLookahead,
     Verdict,
 )
-from speculation.pace import DraftPace
 from speculation.prompt_lookup import LookupStatistics
 from speculation.relay import Action, Emit, Fail, Finish, RelaySession, ToDraft, ToTarget
 from speculation.verifier import VerifierSession
@@ -130,7 +129,7 @@ class SessionMachine(RuleBasedStateMachine):
             return
         command = self.to_target.popleft()
         if isinstance(command, OpenTarget):
-            self.target = VerifierSession(command, VOCAB_SIZE, AcceptanceProfile(), DraftPace(), self.lookups)
+            self.target = VerifierSession(command, VOCAB_SIZE, Experience(lookups=self.lookups))
         elif self.target is None:
             pass
         elif isinstance(command, Proposal):

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coordinator.step_trace import MAX_PROPOSALS, BranchRun, StepTraces
-from speculation.acceptance import AcceptanceProfile
+from speculation.experience import Experience
 from speculation.fingerprint import fingerprint
 from speculation.messages import OpenTarget, Proposal, Sampling, StepReport, Verdict
-from speculation.pace import DraftPace
 from speculation.verifier import VerifierSession
 
 PROMPT = (1, 2)
 
 
 def target() -> VerifierSession:
-    return VerifierSession(OpenTarget(PROMPT, Sampling(), 100, (), 8), 1000, AcceptanceProfile(), DraftPace())
+    return VerifierSession(OpenTarget(PROMPT, Sampling(), 100, (), 8), 1000, Experience(lookups=None))
 
 
 def proposal(prefix: Sequence[int], tokens: Sequence[int], is_branch: bool = False) -> Proposal:

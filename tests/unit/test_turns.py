@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from speculation.acceptance import AcceptanceProfile
 from speculation.adaptive_k import FixedK, Load
 from speculation.cost import StepCostModel
+from speculation.experience import Experience
 from speculation.fingerprint import fingerprint
 from speculation.messages import OpenDraft, OpenTarget, Proposal, Sampling, SessionId, SetK, SetLookahead, Verdict
-from speculation.pace import DraftPace
 from speculation.planner import Candidate, StepPlan, StepPlanner
 from speculation.relay import RelaySession, ToDraft, ToTarget
 from speculation.turns import TURN_TIMEOUT_S, Turn
@@ -48,7 +47,7 @@ def test_nobody_sits_out_a_step_that_is_run_for_a_prompt() -> None:
 
 def verifier(max_length: int = 50, k: int = 4, turns: bool = True) -> VerifierSession:
     command = OpenTarget((1, 2), Sampling(), max_length, (), k, turns)
-    return VerifierSession(command, 50, AcceptanceProfile(), DraftPace())
+    return VerifierSession(command, 50, Experience(lookups=None))
 
 
 def test_the_first_token_never_waits_and_the_end_of_the_sequence_needs_fewer_drafts() -> None:

@@ -4,9 +4,9 @@ import pytest
 
 from speculation.acceptance import AcceptanceProfile
 from speculation.draft_distribution import DraftDistribution, one_hot
+from speculation.experience import Experience
 from speculation.fingerprint import fingerprint
 from speculation.messages import FinishReason, Method, OpenTarget, Proposal, Sampling
-from speculation.pace import DraftPace
 from speculation.prompt_lookup import LookupStatistics
 from speculation.verifier import MAX_K, VerifierSession
 
@@ -24,7 +24,7 @@ def session(
     max_lookup: int = 5,
 ) -> VerifierSession:
     command = OpenTarget(tuple(prompt), sampling, max_length, (STOP,), k, turns=turns, max_lookup=max_lookup)
-    return VerifierSession(command, 50, AcceptanceProfile(), DraftPace(), lookups)
+    return VerifierSession(command, 50, Experience(lookups=lookups))
 
 
 def stage(session: VerifierSession, chain: list[int]) -> None:
@@ -101,7 +101,7 @@ def test_what_tokens_were_drawn_from_is_nothing_to_a_session_that_does_not_ask(
     sampling: Sampling, num_distributions: int
 ) -> None:
     """However many there are; a chain longer than them ended the whole worker."""
-    target = VerifierSession(OpenTarget((1,), sampling, 100, (STOP,), 8), 50, AcceptanceProfile(), DraftPace())
+    target = VerifierSession(OpenTarget((1,), sampling, 100, (STOP,), 8), 50, Experience(lookups=None))
     q = (DraftDistribution((99,), (1,)),) * num_distributions
     target.stage(Proposal(1, fingerprint([1]), (2, 3, 4), (1.0,), distributions=q), 0.0)
     assert target.drafted(8) == [2, 3, 4]
