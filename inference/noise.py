@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -30,6 +32,9 @@ _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 _MAX_UNIFORM_INTEGER = 2**53 - 1
 _ALL_BITS = 2**64 - 1
+
+_MANY_ROWS = 32
+"""From so many on their keys are computed together; fewer are done sooner one by one (2 us each)."""
 
 
 def random_bits(seeds: Sequence[int], positions: Sequence[int], tokens: torch.Tensor, stream: int = 0) -> torch.Tensor:
@@ -44,8 +49,7 @@ def random_bits(seeds: Sequence[int], positions: Sequence[int], tokens: torch.Te
     Returns:
         int64 [R, C], to be read as unsigned.
     """
-    keys = [_nth(_nth(seed, stream), position) for seed, position in zip(seeds, positions, strict=True)]
-    first = torch.tensor([_as_int64(key + _GOLDEN) for key in keys], dtype=torch.int64, device=tokens.device)
+    first = _first_states(seeds, positions, stream).to(tokens.device)
     return _mix64_(torch.add(first.unsqueeze(1), tokens, alpha=_as_int64(_GOLDEN)))
 
 
@@ -61,8 +65,27 @@ def gumbel(seeds: Sequence[int], positions: Sequence[int], tokens: torch.Tensor,
     return uniform(seeds, positions, tokens, stream).log_().neg_().log_().neg_()
 
 
+def _first_states(seeds: Sequence[int], positions: Sequence[int], stream: int) -> torch.Tensor:
+    """What is mixed for token 0 of each row: int64 [R], on the CPU."""
+    if len(seeds) < _MANY_ROWS:
+        keys = [_nth(_nth(seed, stream), position) for seed, position in zip(seeds, positions, strict=True)]
+        return torch.tensor([_as_int64(key + _GOLDEN) for key in keys], dtype=torch.int64)
+    pairs = zip(seeds, positions, strict=True)
+    both = np.array([(seed & _ALL_BITS, position & _ALL_BITS) for seed, position in pairs], dtype=np.uint64)
+    of_streams = _nth_of_many(both[:, 0], np.array([stream & _ALL_BITS], dtype=np.uint64))
+    return torch.from_numpy((_nth_of_many(of_streams, both[:, 1]) + np.uint64(_GOLDEN)).view(np.int64))
+
+
+def _nth_of_many(h: npt.NDArray[np.uint64], n: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """`_nth` of arrays, which wrap of themselves."""
+    z: npt.NDArray[np.uint64] = h + (n + np.uint64(1)) * np.uint64(_GOLDEN)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MULTIPLIER_1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MULTIPLIER_2)
+    z ^= z >> np.uint64(31)
+    return z
+
+
 def _nth(h: int, n: int) -> int:
-    """Of plain integers, for keys of rows: there are too few of them for a tensor operation to pay."""
     z = (h + (n + 1) * _GOLDEN) & _ALL_BITS
     z = (z ^ (z >> 30)) * _MULTIPLIER_1 & _ALL_BITS
     z = (z ^ (z >> 27)) * _MULTIPLIER_2 & _ALL_BITS

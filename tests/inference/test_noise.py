@@ -31,10 +31,11 @@ SEEDS = [0, 1, 2**63, 2**64 - 1, 0x123456789ABCDEF0, 7]
 POSITIONS = [0, 1, 2**31, 5, 1_000_000, 131_071]
 
 
+@pytest.mark.parametrize("times", [1, 4, 50])
 @pytest.mark.parametrize("stream", [0, 1, 2**40])
-def test_bits_equal_an_independent_implementation(stream: int) -> None:
-    got = random_bits(SEEDS, POSITIONS, torch.arange(5000), stream)
-    expected = bits_by_numpy(SEEDS, POSITIONS, np.arange(5000), stream)
+def test_bits_equal_an_independent_implementation(stream: int, times: int) -> None:
+    got = random_bits(SEEDS * times, POSITIONS * times, torch.arange(500), stream)
+    expected = bits_by_numpy(SEEDS * times, POSITIONS * times, np.arange(500), stream)
     assert np.array_equal(got.numpy().view(U64), expected)
 
 
@@ -61,7 +62,16 @@ def test_first_outputs_are_splitmix64() -> None:
 
 def test_seeds_are_taken_modulo_2_64() -> None:
     tokens = torch.arange(10)
-    assert torch.equal(random_bits([-1], [3], tokens), random_bits([2**64 - 1], [3], tokens))
+    for times in (1, 100):
+        expected = random_bits([2**64 - 1], [3], tokens).expand(times, -1)
+        assert torch.equal(random_bits([-1] * times, [3] * times, tokens), expected)
+        assert torch.equal(random_bits([2**65 - 1] * times, [3] * times, tokens), expected)
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_each_row_has_a_seed_and_a_position(times: int) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        random_bits([1, 2] * times, [3] * times, torch.arange(10))
 
 
 def test_token_subsets_have_the_same_noise() -> None:
@@ -71,9 +81,10 @@ def test_token_subsets_have_the_same_noise() -> None:
 
 
 def test_rows_are_independent_of_the_batch() -> None:
-    together = gumbel(SEEDS, POSITIONS, torch.arange(50))
-    for row, (seed, position) in enumerate(zip(SEEDS, POSITIONS, strict=True)):
-        assert torch.equal(together[row : row + 1], gumbel([seed], [position], torch.arange(50)))
+    for times in (1, 20):
+        together = gumbel(SEEDS * times, POSITIONS * times, torch.arange(50))
+        for row, (seed, position) in enumerate(zip(SEEDS * times, POSITIONS * times, strict=True)):
+            assert torch.equal(together[row : row + 1], gumbel([seed], [position], torch.arange(50)))
 
 
 def test_extreme_bits_give_finite_noise(monkeypatch: pytest.MonkeyPatch) -> None:
