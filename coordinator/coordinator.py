@@ -338,6 +338,7 @@ class Coordinator:
             costs=self._costs[target.name],
             prior=self._profiles[target.name, draft_name],
             check=self._pace_check(target.name, draft_name),
+            turns=job.turns,
         )
 
     def _pace_check(self, target_name: str, draft_name: str) -> PaceCheck:

@@ -28,8 +28,8 @@ THRESHOLD_MIN_K = 2
 THRESHOLD_MAX_K = 8
 """The published rule's numbers (DESIGN 7)."""
 
-TAKEN_STEPS = 32
-"""Recent steps with drafted tokens that say how many the target takes."""
+ACCEPTED_STEPS = 32
+"""Recent steps with drafted tokens that say how many the target may accept."""
 
 HEADROOM = 4
 """Drafted tokens that K is above that: a chain that is surer than all of those is not cut, and K grows fast."""
@@ -148,14 +148,19 @@ class GoodputK:
     the drafter idle. From there short probes look whether it pays by now, ever more rarely while it does not.
 
     Where it pays that is the least that K is. The target knows more: how sure the drafter was of the very tokens that
-    are staged, and for which of its sessions a row is worth most. So K keeps out of its way and is some tokens above
-    the most that it has taken lately.
+    are staged, and for which of its sessions a row is worth most. So K keeps out of its way and is some tokens, the
+    ``headroom``, above the most that it has accepted of one step lately.
     """
 
     name: Final = "goodput"
 
-    def __init__(self, max_k: int, costs: StepCostModel, prior: AcceptanceProfile, k: int = START_K) -> None:
-        """``prior`` is the deployment's profile: the session starts from it and reports to it."""
+    def __init__(
+        self, max_k: int, costs: StepCostModel, prior: AcceptanceProfile, k: int = START_K, headroom: int = HEADROOM
+    ) -> None:
+        """``prior`` is the deployment's profile: the session starts from it and reports to it.
+
+        ``headroom`` 0: none, where K is not a cap and what is drafted for it is waited for.
+        """
         self._max_k = max_k
         self._costs = costs
         self._prior = prior
@@ -166,7 +171,8 @@ class GoodputK:
         self._num_probe_empty = 0  # and without
         self._num_idle_tokens = 0  # committed at K = 0 since the last probe
         self._num_failed_probes = 0
-        self._num_taken: deque[int] = deque(maxlen=TAKEN_STEPS)  # of the drafted tokens, by the target
+        self._headroom = headroom
+        self._num_accepted: deque[int] = deque(maxlen=ACCEPTED_STEPS)
         self._k = min(k, max_k)
         self._k = self._best_k()
 
@@ -184,7 +190,7 @@ class GoodputK:
             self._profile.observe(num_drafted, num_right)
             self._prior.observe(num_drafted, num_right)
         if verdict.num_drafted:
-            self._num_taken.append(verdict.num_drafted)
+            self._num_accepted.append(verdict.num_accepted)
         if self._probing:
             self._on_probe_step(verdict)
         elif self._k == 0:
@@ -233,7 +239,9 @@ class GoodputK:
         gain = SPECULATION_GAIN if self._k else RESUME_GAIN
         if rates[best] < (1.0 + gain) * rates[0]:
             return int(self._k > 0 and self._profile.weight < MIN_EVIDENCE_STEPS)
-        return min(self._max_k, max(best, max(self._num_taken, default=0) + HEADROOM))
+        if not self._headroom:
+            return best
+        return min(self._max_k, max(best, max(self._num_accepted, default=0) + self._headroom))
 
     def _rates(self) -> list[float] | None:
         """Expected committed tokens per second and session for K = 0 .. max_k; None while costs are unknown."""
@@ -252,9 +260,16 @@ POLICY_NAMES = (FixedK.name, ThresholdK.name, GoodputK.name)
 
 
 def make_policy(
-    name: str, *, max_k: int, k: int | None, costs: StepCostModel, prior: AcceptanceProfile, check: PaceCheck
+    name: str,
+    *,
+    max_k: int,
+    k: int | None,
+    costs: StepCostModel,
+    prior: AcceptanceProfile,
+    check: PaceCheck,
+    turns: bool = False,
 ) -> KPolicy:
-    """The policy called ``name`` for one session.
+    """The policy called ``name`` for one session, which takes ``turns`` or not: then it waits for K drafts.
 
     ``k`` is where it starts, and for ``fixed`` stays (None: 4); ``max_k`` caps it. ``costs`` are the target's,
     ``prior`` is the deployment's profile and ``check`` its comparisons with plain decoding; ``goodput`` uses and feeds
@@ -268,5 +283,5 @@ def make_policy(
     if name == ThresholdK.name:
         return ThresholdK(max_k, start)
     if name == GoodputK.name:
-        return CheckedK(GoodputK(max_k, costs, prior, start), check)
+        return CheckedK(GoodputK(max_k, costs, prior, start, headroom=0 if turns else HEADROOM), check)
     raise ValueError(f"unknown K policy {name!r}; choose one of: {', '.join(POLICY_NAMES)}")

@@ -161,11 +161,18 @@ class ModelledCoordinator:
             self._perform(request, relay.on_draft_up(self._clock.now_s, request.draft.trip))
 
     def _policy(self, target: Peer[TargetCommand]) -> KPolicy | None:
-        name, max_k = self._scenario.policy, self._scenario.max_k
+        name, max_k, turns = self._scenario.policy, self._scenario.max_k, self._scenario.turns
         if name is None:
             return None
-        k = max_k if name == "fixed" else None
-        return make_policy(name, max_k=max_k, k=k, costs=target.costs, prior=self._profile, check=self._pace_check)
+        return make_policy(
+            name,
+            max_k=max_k,
+            k=max_k if name == "fixed" else None,
+            costs=target.costs,
+            prior=self._profile,
+            check=self._pace_check,
+            turns=turns,
+        )
 
     # -- what is said -------------------------------------------------------------------------------------------
 

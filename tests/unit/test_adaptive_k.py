@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.adaptive_k import (
+    ACCEPTED_STEPS,
     HEADROOM,
     MAX_PROBE_EVERY,
     POLICY_NAMES,
     PROBE_STEPS,
-    TAKEN_STEPS,
     GoodputK,
     KPolicy,
     Load,
@@ -212,12 +212,38 @@ def test_goodput_weighs_the_load() -> None:
 
 def test_k_keeps_out_of_the_way_of_a_target_that_chooses_itself() -> None:
     policy = GoodputK(32, costs_of(lambda n: 0.02 + 0.003 * n, max_k=32), AcceptanceProfile())
-    assert feed(policy, 1, 3, 2) == [3 + HEADROOM]
+    assert feed(policy, 40, 5, 3)[-1] == 3 + HEADROOM
     assert feed(policy, 1, 9, 9) == [9 + HEADROOM]
-    assert feed(policy, TAKEN_STEPS - 1, 3, 2)[-1] == 9 + HEADROOM  # it may be that sure again
-    assert feed(policy, 1, 3, 2) == [3 + HEADROOM]
+    assert feed(policy, ACCEPTED_STEPS - 1, 5, 3)[-1] == 9 + HEADROOM  # it may be that sure again
+    assert feed(policy, 1, 5, 3) == [3 + HEADROOM]
     assert feed(policy, 100, 0, 0)[-1] == 3 + HEADROOM  # that there were none says nothing
     assert feed(policy, 1, 31, 31) == [32]
+
+
+def test_k_does_not_grow_with_what_is_taken_for_nothing() -> None:
+    """By a target that verifies whatever it may, of a drafter that has gone wrong."""
+    prior = AcceptanceProfile(window_steps=DEPLOYMENT_WINDOW_STEPS)
+    costs = costs_of(lambda n: 0.02 + 0.001 * n, max_k=16)
+    Session(GoodputK(16, costs, prior), 0.9).run(300)
+    wrong = Session(GoodputK(16, costs, prior), 0.0, lag=0)
+    wrong.run(300)
+    assert max(wrong.num_tokens_in_steps[1:]) <= 1 + max(wrong.num_tokens_in_steps[0], HEADROOM + 1)
+    assert wrong.policy.k() == 0
+
+
+def test_who_takes_turns_waits_for_no_more_than_pay() -> None:
+    costs = costs_of(lambda n: 0.02 + 0.003 * n)
+    ks = {}
+    for turns in (True, False):
+        policy = make_policy(
+            "goodput", max_k=8, k=None, costs=costs, prior=AcceptanceProfile(), check=PaceCheck(), turns=turns
+        )
+        session = Session(policy, 0.6, seed=3)
+        session.run(300)
+        ks[turns] = sum(session.num_tokens_in_steps[-60:]) / 60 - 1
+    best = max(range(9), key=lambda k: sum(0.6**depth for depth in range(k + 1)) / (0.02 + 0.003 * (k + 1)))
+    assert ks[True] == pytest.approx(best, abs=1.0)
+    assert ks[False] > ks[True] + 2
 
 
 def test_k_is_no_less_than_the_average_chain_pays_for() -> None:
