@@ -11,17 +11,18 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from coordinator.clients import CommandT, DraftClient, FrameT, OnLost, TargetClient
 from coordinator.traffic import FrameCount
 from protos import common_pb2, draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
 from rpc import codec
-from rpc.channel import open_channel
+from rpc.channel import MAX_MESSAGE_BYTES, open_channel
 from rpc.codec import DraftFrame
 from rpc.errors import Overloaded, Unavailable, from_rpc_error
 from speculation.gathering import Hearing
@@ -30,11 +31,15 @@ from speculation.messages import DraftCommand, Heard, ModelInfo, SessionId, Targ
 MAX_PENDING_ITEMS = 1 << 16
 """Commands a worker may leave unread before it counts as lost."""
 
+MAX_DRAFT_FRAME_BYTES = 16 * 1024 * 1024
+"""Of a draft worker, which is not trusted; one that sends more is lost. Proposals of some hundred sessions take less,
+with all that their tokens were drawn from."""
+
+MAX_SENT_BYTES = MAX_MESSAGE_BYTES // 2
+"""Of one frame; what is more leaves in several, since a message too large would end the connection for everyone."""
+
 TokenizerCache: TypeAlias = MutableMapping[bytes, bytes]
 """tokenizer.json by its SHA-256; shared by the clients of one coordinator."""
-
-_Frame: TypeAlias = tuple[Sequence[tuple[SessionId, CommandT]], Heard]
-"""Commands, and what had been heard of the worker when they left."""
 
 
 class _WorkerStub(Protocol):
@@ -50,6 +55,23 @@ class _Wire(Generic[CommandT, FrameT]):
     stream_method: str
     encode: Callable[[Sequence[tuple[SessionId, CommandT]], Heard], bytes]
     decode: Callable[[bytes], FrameT]
+    """Raises ValueError on a frame that is not to be read: the worker is lost then."""
+
+    def encode_all(self, items: Sequence[tuple[SessionId, CommandT]], heard: Heard) -> Iterator[bytes]:
+        """One frame, or several where one would be too large."""
+        data = self.encode(items, heard)
+        if len(data) <= MAX_SENT_BYTES or len(items) < 2:
+            yield data
+        else:
+            middle = len(items) // 2
+            yield from self.encode_all(items[:middle], heard)
+            yield from self.encode_all(items[middle:], heard)
+
+
+def _draft_frame(data: bytes) -> DraftFrame:
+    if len(data) > MAX_DRAFT_FRAME_BYTES:
+        raise ValueError(f"a frame of {len(data)} bytes of a draft worker; at most {MAX_DRAFT_FRAME_BYTES}")
+    return codec.draft_frame_from_proto(draft_pb2.DraftEvents.FromString(data))
 
 
 _TARGET_WIRE: _Wire[TargetCommand, TargetFrame] = _Wire(
@@ -62,7 +84,7 @@ _DRAFT_WIRE: _Wire[DraftCommand, DraftFrame] = _Wire(
     make_stub=draft_pb2_grpc.DraftWorkerStub,
     stream_method="/outrider.v1.DraftWorker/Draft",
     encode=lambda items, heard: codec.draft_commands_to_proto(items).SerializeToString(),
-    decode=lambda data: codec.draft_frame_from_proto(draft_pb2.DraftEvents.FromString(data)),
+    decode=_draft_frame,
 )
 
 
@@ -98,18 +120,7 @@ class GrpcClient(Generic[CommandT, FrameT]):
         self._wire = wire
         self._channel = open_channel(address)
         self._stub = wire.make_stub(self._channel)
-        self._stream = self._channel.stream_stream(
-            wire.stream_method, request_serializer=self._encode, response_deserializer=self._decode
-        )
-
-    def _encode(self, frame: _Frame[CommandT]) -> bytes:
-        data = self._wire.encode(*frame)
-        self._frames.num_sent_bytes += len(data)
-        return data
-
-    def _decode(self, data: bytes) -> FrameT:
-        self._frames.num_received_bytes += len(data)
-        return self._wire.decode(data)
+        self._stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(wire.stream_method)
 
     @property
     def name(self) -> str:
@@ -144,7 +155,7 @@ class GrpcClient(Generic[CommandT, FrameT]):
             if isinstance(error, TimeoutError):
                 raise Unavailable(f"{self._address}: no answer within {self._timeout_s:g} s") from error
             raise
-        return GrpcConnection(call, on_frame, on_lost, self._frames)
+        return GrpcConnection(call, self._wire, on_frame, on_lost, self._frames)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -155,12 +166,14 @@ class GrpcConnection(Generic[CommandT, FrameT]):
 
     def __init__(
         self,
-        call: grpc.aio.StreamStreamCall[_Frame[CommandT], FrameT],
+        call: grpc.aio.StreamStreamCall[bytes, bytes],
+        wire: _Wire[CommandT, FrameT],
         on_frame: Callable[[FrameT], None],
         on_lost: OnLost,
         frames: FrameCount,
     ) -> None:
         self._call = call
+        self._wire = wire
         self._frames = frames
         self._on_frame = on_frame
         self._on_lost = on_lost
@@ -180,13 +193,22 @@ class GrpcConnection(Generic[CommandT, FrameT]):
 
     async def _read(self) -> None:
         try:
-            async for frame in self._call:
+            async for data in self._call:
                 self._frames.num_received += 1
+                self._frames.num_received_bytes += len(data)
                 self._hearing.on_frame(time.monotonic())
-                self._on_frame(frame)
+                self._on_frame(self._decoded(data))
             self._lose(None)
         except grpc.aio.AioRpcError as error:
             self._lose(from_rpc_error(error))
+        except Unavailable as error:
+            self._lose(error)
+
+    def _decoded(self, data: bytes) -> FrameT:
+        try:
+            return self._wire.decode(data)
+        except (ValueError, DecodeError) as error:
+            raise Unavailable(f"the worker sent what cannot be read: {error}") from error
 
     async def _write(self) -> None:
         # A call that has just ended refuses writes in several ways; `_read` knows and tells why it ended.
@@ -195,8 +217,10 @@ class GrpcConnection(Generic[CommandT, FrameT]):
                 await self._wake.wait()
                 self._wake.clear()
                 items, self._pending = self._pending, []
-                self._frames.num_sent += 1
-                await self._call.write((items, self._hearing.heard(time.monotonic())))
+                for data in self._wire.encode_all(items, self._hearing.heard(time.monotonic())):
+                    self._frames.num_sent += 1
+                    self._frames.num_sent_bytes += len(data)
+                    await self._call.write(data)
 
     def _lose(self, error: Exception | None) -> None:
         if not self._closed:

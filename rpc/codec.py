@@ -1,9 +1,10 @@
 """Translation between ``speculation.messages`` and the frames on the wire.
 
 Runs once per frame in every process, so each direction is one pass over the items. Decoding never raises on odd
-values: whoever receives a message checks them. An item whose oneof is unset, or that a newer peer has and this build
-does not know, is skipped; an unknown error code reads as INTERNAL, an unknown finish reason as LENGTH (the
-session is over, and not by a stop token known here).
+values: whoever receives a message checks them. Of a proposal's lists no more is read than a valid one may have, and one
+too many of what would make it invalid: a drafter is not trusted, and a list of millions takes seconds. An item whose
+oneof is unset, or that a newer peer has and this build does not know, is skipped; an unknown error code reads as
+INTERNAL, an unknown finish reason as LENGTH (the session is over, and not by a stop token known here).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from protos import common_pb2, draft_pb2, target_pb2
-from speculation.draft_distribution import DraftDistribution
+from speculation.draft_distribution import MAX_DRAFT_TOP_N, DraftDistribution
 from speculation.messages import (
+    MAX_PROPOSAL_TOKENS,
     NOTHING_HEARD,
     ChatTemplate,
     CloseSession,
@@ -47,6 +49,9 @@ TargetCommandItems: TypeAlias = Sequence[tuple[SessionId, TargetCommand]]
 DraftCommandItems: TypeAlias = Sequence[tuple[SessionId, DraftCommand]]
 DraftFrame: TypeAlias = Sequence[tuple[SessionId, DraftEvent]]
 """What a draft worker sends after one step."""
+
+MAX_DRAFT_EVENTS = 8192
+"""In one frame of a draft worker: main line and branches of over a thousand sessions."""
 
 # -- parts that both workers share --------------------------------------------------------------------------------
 
@@ -173,12 +178,14 @@ def _proposal_from_proto(message: common_pb2.Proposal) -> Proposal:
     return Proposal(
         message.prefix_length,
         message.prefix_fingerprint,
-        tuple(message.token_ids),
-        tuple(message.confidences),
+        tuple(message.token_ids[: MAX_PROPOSAL_TOKENS + 1]),
+        tuple(message.confidences[:MAX_PROPOSAL_TOKENS]),
         message.is_branch,
         tuple(
-            DraftDistribution(tuple(distribution.token_ids), tuple(distribution.weights))
-            for distribution in message.distributions
+            DraftDistribution(
+                tuple(distribution.token_ids[: MAX_DRAFT_TOP_N + 1]), tuple(distribution.weights[: MAX_DRAFT_TOP_N + 1])
+            )
+            for distribution in message.distributions[:MAX_PROPOSAL_TOKENS]
         ),
         message.num_committed,
         message.held_s,
@@ -473,6 +480,9 @@ def _draft_event_to_proto(session_id: SessionId, event: DraftEvent) -> draft_pb2
 
 
 def draft_frame_from_proto(message: draft_pb2.DraftEvents) -> DraftFrame:
+    """Raises ValueError on more than `MAX_DRAFT_EVENTS`."""
+    if len(message.items) > MAX_DRAFT_EVENTS:
+        raise ValueError(f"{len(message.items)} events in a frame of a draft worker; at most {MAX_DRAFT_EVENTS}")
     return tuple(
         (SessionId(item.session_id), event)
         for item in message.items

@@ -93,6 +93,10 @@ class LogprobOptions:
     processed: bool = False
 
 
+MAX_PROPOSAL_TOKENS = 256
+"""A longer proposal is malformed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """A chain of drafted tokens at positions ``[prefix_length, prefix_length + len(token_ids))``."""

@@ -45,6 +45,7 @@ from speculation.messages import (
     TokenLogprobs,
     Verdict,
 )
+from speculation.proposal_gate import ProposalGate
 
 NO_SESSION = SessionId(0)
 
@@ -252,6 +253,7 @@ class RelaySession:
         self._k = 0  # what the target has been told
         self._draft_knows = 0  # committed tokens that the drafter has been told
         self._lookahead = 0  # what the drafter has been told
+        self._gate = ProposalGate(sampling.by_ratio)
         self._trip = RoundTrip()  # to the drafter
         self._gather_s = 0.0  # what commits say
 
@@ -310,6 +312,7 @@ class RelaySession:
 
     def _on_verdict(self, verdict: Verdict, load: Load, now_s: float, leaves_in_s: float) -> list[Action]:
         self._token_ids.extend(verdict.token_ids)
+        self._gate.on_verdict()
         self._trip.on_told(len(self._token_ids), now_s)
         self._gather_s = self._trip.gather_s(leaves_in_s or None)
         self.stats.count(verdict, self._k)
@@ -353,13 +356,13 @@ class RelaySession:
     def _on_proposal(self, proposal: Proposal) -> list[Action]:
         """Stale ones go too: the target counts how many of their tokens were right."""
         self.stats.num_proposed += len(proposal.token_ids)
-        q_bytes = sum(distribution.num_bytes for distribution in proposal.distributions)
-        self.stats.q_bytes_received += q_bytes
-        if not self._target_open or self._k == 0:
+        self.stats.q_bytes_received += _q_bytes(proposal)
+        useful = self._gate.let_through(proposal) if self._target_open and self._k else None
+        if useful is None:
             self.stats.num_dropped += len(proposal.token_ids)
             return []
-        self.stats.q_bytes_relayed += q_bytes
-        return [ToTarget(proposal)]
+        self.stats.q_bytes_relayed += _q_bytes(useful)
+        return [ToTarget(useful)]
 
     # -- ending -------------------------------------------------------------------------------------------------
 
@@ -445,3 +448,7 @@ class RelaySession:
             return []
         self._drafter, self._lookahead = _Drafter.PAUSED, 0
         return [ToDraft(SetLookahead(0))]
+
+
+def _q_bytes(proposal: Proposal) -> int:
+    return sum(distribution.num_bytes for distribution in proposal.distributions)

@@ -23,12 +23,10 @@ from speculation.confidence import ConfidenceStatistics
 from speculation.draft_distribution import DraftDistribution, one_hot
 from speculation.draft_tree import DraftTree, Graft
 from speculation.experience import Experience
-from speculation.messages import FinishReason, OpenTarget, Proposal, TokenId, Verdict
+from speculation.messages import MAX_PROPOSAL_TOKENS, FinishReason, OpenTarget, Proposal, TokenId, Verdict
 from speculation.pace import DraftPace
 from speculation.prompt_lookup import NOTHING, LookedUp, PromptLookup
 from speculation.turns import Turn
-
-MAX_PROPOSAL_TOKENS = 256
 
 MAX_K = 256
 """A greater K is cut to this: whatever a coordinator asks for, planning a step stays cheap."""
