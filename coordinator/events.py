@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from coordinator.step_trace import StepTrace
 from speculation.messages import FinishReason, TokenId, TokenLogprobs
-from speculation.relay import SessionStats
+from speculation.session_stats import SessionStats
 
 
 @dataclass(frozen=True, slots=True)

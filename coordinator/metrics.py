@@ -20,7 +20,7 @@ from coordinator.session import Session
 from coordinator.traffic import FrameCount, Traffic
 from rpc.errors import OutriderError
 from speculation.messages import FinishReason
-from speculation.relay import SessionStats
+from speculation.session_stats import SessionStats
 from telemetry import buckets
 
 K_BUCKETS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 64)

@@ -35,7 +35,8 @@ from speculation.messages import (
     TokenLogprobs,
     Verdict,
 )
-from speculation.relay import Action, Emit, Fail, Finish, RelaySession, SessionStats, ToDraft, ToTarget
+from speculation.relay import Action, Emit, Fail, Finish, RelaySession, ToDraft, ToTarget
+from speculation.session_stats import SessionStats
 from telemetry.tracing import NO_SPAN, Span
 
 TargetLink: TypeAlias = "WorkerLink[TargetCommand, TargetFrame, Session]"

@@ -26,7 +26,7 @@ THRESHOLD_RAISE_ABOVE = 0.85
 THRESHOLD_LOWER_BELOW = 0.60
 THRESHOLD_MIN_K = 2
 THRESHOLD_MAX_K = 8
-"""The published rule's numbers (DESIGN 7)."""
+"""The published rule's numbers."""
 
 ACCEPTED_STEPS = 32
 """Recent steps with drafted tokens that say how many the target may accept."""

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from speculation.fingerprint import mix64
 from speculation.messages import SessionId, TokenId
-from speculation.relay import SessionStats
+from speculation.session_stats import SessionStats
 from speculation.simulator.clock import VirtualClock
 from speculation.simulator.coordinator import ModelledCoordinator, Request
 from speculation.simulator.scenario import Scenario

@@ -17,7 +17,7 @@ from coordinator.http.translation import chat_tokens, prompts_of, to_request
 from grammar import GrammarCompiler
 from rpc.errors import InvalidRequest
 from speculation.messages import FinishReason, Grammar, TokenLogprobs
-from speculation.relay import SessionStats
+from speculation.session_stats import SessionStats
 from tests.doubles.scripted_workers import toy_tokenizer_json
 from tests.doubles.tiny_models import VOCAB_SIZE, byte_level_tokenizer
 

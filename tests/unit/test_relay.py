@@ -22,7 +22,8 @@ from speculation.messages import (
     TokenLogprobs,
     Verdict,
 )
-from speculation.relay import Action, Emit, Fail, Finish, RelaySession, SessionStats, ToDraft, ToTarget, lookahead_for
+from speculation.relay import Action, Emit, Fail, Finish, RelaySession, ToDraft, ToTarget, lookahead_for
+from speculation.session_stats import SessionStats
 from speculation.speedup import estimated_speedup
 
 LOAD = Load(1)

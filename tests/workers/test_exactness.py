@@ -30,7 +30,7 @@ from rpc.codec import DraftFrame
 from rpc.engine_host import EngineHost
 from rpc.worker_process import describe_model
 from speculation.messages import DraftCommand, TargetCommand, TargetFrame
-from speculation.relay import SessionStats
+from speculation.session_stats import SessionStats
 from target_worker.engine import VerifyEngine
 from target_worker.metrics import TargetMetrics
 from tests.doubles import reference

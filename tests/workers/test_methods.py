@@ -19,7 +19,7 @@ from speculation import messages
 from speculation.draft_distribution import WEIGHT_TOTAL, DraftDistribution
 from speculation.fingerprint import fingerprint
 from speculation.messages import FinishReason, LogprobOptions, Method, OpenTarget, Proposal, Sampling
-from speculation.relay import SessionStats
+from speculation.session_stats import SessionStats
 from tests.doubles import reference
 from tests.doubles.tiny_models import VOCAB_SIZE
 from tests.workers.test_exactness import stack

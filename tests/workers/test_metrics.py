@@ -18,7 +18,7 @@ from coordinator.events import FinishedEvent, TokensEvent
 from coordinator.metrics import CoordinatorMetrics
 from coordinator.requests import GenerateRequest, SpeculationOptions
 from coordinator.session import Session
-from speculation.relay import SessionStats
+from speculation.session_stats import SessionStats
 from target_worker.metrics import TargetMetrics
 from tests.doubles.eventually import eventually
 from tests.doubles.samples import by_label, total

@@ -21,7 +21,7 @@ from inference import load_tokenizer_json
 from rpc.engine_host import ConnectionId, Submitted
 from rpc.errors import InvalidRequest
 from speculation.messages import CloseSession, FinishReason, Grammar, OpenTarget, Sampling, SessionId, Verdict
-from speculation.relay import SessionStats
+from speculation.session_stats import SessionStats
 from target_worker.engine import VerifyEngine
 from tests.doubles import grammars, reference
 from tests.doubles.tiny_models import VOCAB_SIZE
