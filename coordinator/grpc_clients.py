@@ -35,6 +35,9 @@ MAX_DRAFT_FRAME_BYTES = 16 * 1024 * 1024
 """Of a draft worker, which is not trusted; one that sends more is lost. Proposals of some hundred sessions take less,
 with all that their tokens were drawn from."""
 
+MAX_DRAFT_EVENTS = 8192
+"""In one frame of it: main line and branches of over a thousand sessions."""
+
 MAX_SENT_BYTES = MAX_MESSAGE_BYTES // 2
 """Of one frame; what is more leaves in several, since a message too large would end the connection for everyone."""
 
@@ -71,7 +74,10 @@ class _Wire(Generic[CommandT, FrameT]):
 def _draft_frame(data: bytes) -> DraftFrame:
     if len(data) > MAX_DRAFT_FRAME_BYTES:
         raise ValueError(f"a frame of {len(data)} bytes of a draft worker; at most {MAX_DRAFT_FRAME_BYTES}")
-    return codec.draft_frame_from_proto(draft_pb2.DraftEvents.FromString(data))
+    message = draft_pb2.DraftEvents.FromString(data)
+    if len(message.items) > MAX_DRAFT_EVENTS:
+        raise ValueError(f"{len(message.items)} events in a frame of a draft worker; at most {MAX_DRAFT_EVENTS}")
+    return codec.draft_frame_from_proto(message)
 
 
 _TARGET_WIRE: _Wire[TargetCommand, TargetFrame] = _Wire(

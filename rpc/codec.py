@@ -50,9 +50,6 @@ DraftCommandItems: TypeAlias = Sequence[tuple[SessionId, DraftCommand]]
 DraftFrame: TypeAlias = Sequence[tuple[SessionId, DraftEvent]]
 """What a draft worker sends after one step."""
 
-MAX_DRAFT_EVENTS = 8192
-"""In one frame of a draft worker: main line and branches of over a thousand sessions."""
-
 # -- parts that both workers share --------------------------------------------------------------------------------
 
 
@@ -480,9 +477,6 @@ def _draft_event_to_proto(session_id: SessionId, event: DraftEvent) -> draft_pb2
 
 
 def draft_frame_from_proto(message: draft_pb2.DraftEvents) -> DraftFrame:
-    """Raises ValueError on more than `MAX_DRAFT_EVENTS`."""
-    if len(message.items) > MAX_DRAFT_EVENTS:
-        raise ValueError(f"{len(message.items)} events in a frame of a draft worker; at most {MAX_DRAFT_EVENTS}")
     return tuple(
         (SessionId(item.session_id), event)
         for item in message.items

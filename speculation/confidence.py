@@ -1,8 +1,8 @@
 """How often drafted tokens are right, by how sure the drafter said it was; learned at the target.
 
-By depth alone every chain of a session looks alike. The drafter knows more: on the demo pair at temperature 0.8 one
-guess in ten is right every other time, and half of them nearly always. What is behind an unsure token is
-verified for nothing more often than not, and with many sessions there is better use for its row.
+By depth alone every chain of a session looks alike. The drafter knows more: close draws are right every other time,
+others nearly always (`speculation.guesses`). What is behind an unsure token is often verified for nothing, and with
+many sessions there is better use for its row.
 
 What a drafter says is not believed but calibrated: its numbers only sort its tokens into ranges, and each range has the
 chance at which its tokens turned out right. A drafter that says nothing, or the same of all, has the usual chances.
@@ -17,8 +17,8 @@ EDGES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 """Borders of the ranges of confidences."""
 
 PRIOR_WEIGHT = 8.0
-"""Tokens that the prior counts for in each range. Twice as many, and a drafter that is always wrong and always sure had
-twice as many tokens verified before it was found out; it is found out by the first token of a step alone."""
+"""Tokens that the prior counts for in each range: few, as a drafter that is always wrong and always sure is found out by
+the first token of a step alone. With 16 it had 227 wrong tokens verified in 96 steps after a good one, with 8 163."""
 
 SESSION_WINDOW = 256.0
 """Tokens behind a session's estimate in one range, exponentially weighted."""

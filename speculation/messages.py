@@ -7,7 +7,7 @@ They mirror ``protos/draft.proto`` and ``protos/target.proto`` (which say what e
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NewType, TypeAlias
 
 from speculation.draft_distribution import DraftDistribution
@@ -113,6 +113,10 @@ class Proposal:
     """Committed tokens that the drafter knew of when this left; 0: it does not say."""
     held_s: float = 0.0
     """Seconds for which it had known of the last of them."""
+
+    def without_distributions(self) -> Proposal:
+        """For who has no use for them, and has not looked whether they are as many as the tokens, or valid."""
+        return replace(self, distributions=()) if self.distributions else self
 
 
 class FinishReason(enum.Enum):

@@ -6,8 +6,6 @@ stops here: it cannot fill the target's frames, nor the time of those that share
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from speculation.draft_tree import MAX_NODES
 from speculation.messages import MAX_PROPOSAL_TOKENS, Proposal
 
@@ -32,4 +30,4 @@ class ProposalGate:
         if not 0 < len(proposal.token_ids) <= min(MAX_PROPOSAL_TOKENS, self._num_left):
             return None
         self._num_left -= len(proposal.token_ids)
-        return proposal if self._by_ratio or not proposal.distributions else replace(proposal, distributions=())
+        return proposal if self._by_ratio else proposal.without_distributions()

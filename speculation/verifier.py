@@ -85,7 +85,7 @@ class VerifierSession:
 
     def stage(self, proposal: Proposal, now_s: float) -> Graft:
         """Keeps what is live of a proposal. A malformed one is dropped like a stale one: drafts are hints."""
-        graft = self._graft(self._credible(proposal) if self.sampling.by_ratio else _without_q(proposal))
+        graft = self._graft(self._credible(proposal) if self.sampling.by_ratio else proposal.without_distributions())
         self._num_dropped += len(proposal.token_ids) - graft.num_new
         self._on_other_guesses()
         if not self.sampling.by_ratio:  # what would have been kept by a ratio need not be what was drawn without it
@@ -280,8 +280,3 @@ class VerifierSession:
                 return tuple(token_ids[: index + 1]), FinishReason.STOP
         reason = FinishReason.LENGTH if start + len(token_ids) >= self._max_length else None
         return tuple(token_ids), reason
-
-
-def _without_q(proposal: Proposal) -> Proposal:
-    """For a session that has no use for it: nobody has looked whether it is as long as the chain, or what it holds."""
-    return dataclasses.replace(proposal, distributions=()) if proposal.distributions else proposal

@@ -11,10 +11,10 @@ import grpc
 import pytest
 
 from coordinator import grpc_clients
-from coordinator.grpc_clients import MAX_DRAFT_FRAME_BYTES, grpc_draft_client
+from coordinator.grpc_clients import MAX_DRAFT_EVENTS, MAX_DRAFT_FRAME_BYTES, grpc_draft_client
 from protos import draft_pb2, target_pb2
 from rpc import codec
-from rpc.codec import MAX_DRAFT_EVENTS, DraftFrame
+from rpc.codec import DraftFrame
 from rpc.errors import Unavailable
 from rpc.server import RpcServer
 from speculation.draft_distribution import MAX_DRAFT_TOP_N, DraftDistribution

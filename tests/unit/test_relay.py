@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from speculation.adaptive_k import Load
+from speculation.draft_tree import MAX_NODES
 from speculation.messages import (
     CloseSession,
     Commit,
@@ -149,6 +150,20 @@ def test_proposals_are_relayed_late_ones_too_but_not_to_a_target_that_wants_none
     session.on_target_event(verdict(4, [5]), LOAD, 0)
     assert session.on_draft_event(proposal, 0) == []
     assert (session.stats.num_proposed, session.stats.num_dropped) == (6, 2)
+
+
+def test_a_flood_of_proposals_is_dropped_and_counted_until_the_next_verdict() -> None:
+    session, _ = relay()
+    session.on_draft_up(0)
+    session.on_target_up(0)
+    proposal = Proposal(2, 77, (3,) * 200, ())
+    relayed = [session.on_draft_event(proposal, 0) for _ in range(50)]
+    num_relayed = relayed.count([ToTarget(proposal)])
+    assert 0 < num_relayed * 200 <= MAX_NODES
+    assert relayed == [[ToTarget(proposal)]] * num_relayed + [[]] * (50 - num_relayed)
+    assert (session.stats.num_proposed, session.stats.num_dropped) == (10_000, 10_000 - 200 * num_relayed)
+    session.on_target_event(verdict(2, [3]), LOAD, 0)
+    assert session.on_draft_event(proposal, 0) == [ToTarget(proposal)]
 
 
 def test_a_session_error_of_the_drafter_costs_speculation_only() -> None:
