@@ -17,7 +17,7 @@ EDGES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 """Borders of the ranges of confidences."""
 
 PRIOR_WEIGHT = 8.0
-"""Tokens that the prior counts for in each range: few, as a drafter that is always wrong and always sure is found out by
+"""Tokens that the prior counts for in each range: few, as a drafter always wrong and always sure is found out by
 the first token of a step alone. With 16 it had 227 wrong tokens verified in 96 steps after a good one, with 8 163."""
 
 SESSION_WINDOW = 256.0
