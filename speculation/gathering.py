@@ -159,13 +159,14 @@ class Departure:
     def __init__(self) -> None:
         self._news_s: float | None = None  # when the last ones came
         self._period_s = 0.0  # from the one before; at first as good a guess as there is
+        self._longest_s = 0.0  # that the target's step is taken to last
         self._due_s: float | None = None
 
     def on_news(self, gather_s: float, now_s: float) -> None:
         """News of the target, with how long to gather from now on."""
         gather_s = min(gather_s, MAX_GATHER_S) if gather_s > 0.0 else 0.0
-        longest_s = min(MAX_PERIOD * gather_s, MAX_GATHER_S)
-        self._period_s = gather_s if self._news_s is None else min(now_s - self._news_s, longest_s)
+        self._longest_s = min(MAX_PERIOD * gather_s, MAX_GATHER_S)
+        self._period_s = gather_s if self._news_s is None else min(now_s - self._news_s, self._longest_s)
         self._news_s = now_s
         self._due_s = now_s + gather_s if gather_s else None
 
@@ -182,6 +183,10 @@ class Departure:
     def due_s(self, now_s: float) -> float:
         """When what there is leaves; ``now_s``: at once."""
         return now_s if self._due_s is None else self._due_s
+
+    def after_step_s(self, now_s: float) -> float:
+        """When to give up waiting for the next news."""
+        return self.due_s(now_s) + self._longest_s
 
     def may_wait_until(self, next_s: float) -> bool:
         """Is the next occasion, ``next_s``, early enough?"""

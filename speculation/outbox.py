@@ -5,6 +5,9 @@ is said while a step runs leaves together, just in time for its end: the target 
 (`speculation.gathering`). What comes later than that has missed the step, and leaves in time for the one after it.
 Drafts that were told to gather are what there is to wait for: when those of all sessions are here, everything leaves.
 
+Each step pays for one frame, and one that was not sent may be later: while commands gather, no more frames leave than
+steps begin. A second one for the same step would bring what was late for the first, but interrupt the step once more.
+
 At once leaves what there is no reason to hold: the target is idle or may be waiting for drafts. The step that begins
 with an `OpenTarget` then is as good as told: who else begins meanwhile goes along.
 """
@@ -18,6 +21,9 @@ from speculation.cost import StepCostModel
 from speculation.gathering import MARGIN, Departure
 from speculation.messages import Commit, DraftCommand, OpenTarget, Proposal, SessionId, TargetFrame
 
+MAX_CREDIT = 2
+"""Frames that may leave for one step where none left for the one before."""
+
 CommandT = TypeVar("CommandT")
 
 
@@ -29,6 +35,7 @@ class Outbox(Generic[CommandT]):
         self._costs = costs
         self._departure = Departure()
         self._pending: list[tuple[SessionId, CommandT]] = []
+        self._credit = MAX_CREDIT  # frames that may leave while commands gather, until the target's next one
         self._has_left = False  # what gathered since the worker's last frame, when it was due
         self._has_missed = False  # there was something that was not due when the last frame came: the step was short
         self._most_tokens = 0  # of a step so far: no prefill is believed to take more at a time
@@ -45,9 +52,10 @@ class Outbox(Generic[CommandT]):
         """
         if frame.step is not None:
             self._most_tokens = max(self._most_tokens, frame.step.num_tokens)
+            self._credit = min(self._credit + 1, MAX_CREDIT)
         if not 0 < frame.num_heard < self._num_opening:
             self._opening_s = 0.0
-        self._has_missed = bool(self._pending) and not self._has_left
+        self._has_missed = bool(self._pending) and not self._has_left and self._credit == MAX_CREDIT
         self._has_left = False
         self._awaited.clear()
         self._is_complete = False
@@ -72,11 +80,15 @@ class Outbox(Generic[CommandT]):
     @property
     def is_complete(self) -> bool:
         """All drafts that were awaited have come: what there is leaves at once."""
-        return self._is_complete
+        return self._is_complete and self._credit > 0
 
     def due_s(self, now_s: float) -> float:
         """When what there is leaves; no later than ``now_s``: at once."""
-        return now_s if self._has_missed or self.is_complete else self._departure.due_s(now_s)
+        if self._has_missed or self.is_complete:
+            return now_s
+        if self._departure.gathers and not self._credit:
+            return self._departure.after_step_s(now_s)
+        return self._departure.due_s(now_s)
 
     def leaves_in_s(self, now_s: float) -> float:
         """Seconds until what comes from now on leaves; 0: at once."""
@@ -92,7 +104,9 @@ class Outbox(Generic[CommandT]):
             self._opening_s, self._num_opening = max(self._opening_s, opening_s), self._num_said
         if not self._departure.gathers:
             self._departure.gather_for(opening_s, now_s)
-        elif not has_missed:  # else there is time for others before the step is over
+            return items
+        self._credit = max(0, self._credit - 1)
+        if not has_missed:  # else there is time for others before the step is over
             self._departure.on_left(now_s)
             self._has_left = True
         return items

@@ -18,7 +18,7 @@ from speculation.messages import OpenTarget, SessionId, StepReport, TokenId
 from speculation.planner import MAX_WAITING_SESSIONS, Candidate, StepPlan, StepPlanner
 from speculation.verifier import VerifierSession
 
-LOOK_EVERY = 24
+LOOK_EVERY = 48
 """Times that a session without drafts would not be waited for, of which one leaves them ungathered: how soon they can
 come is seen only then, and may have changed."""
 

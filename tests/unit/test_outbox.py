@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from speculation.cost import StepCostModel
 from speculation.gathering import MAX_GATHER_S
@@ -18,7 +20,7 @@ from speculation.messages import (
     TargetCommand,
     TargetFrame,
 )
-from speculation.outbox import Outbox
+from speculation.outbox import MAX_CREDIT, Outbox
 
 ONE = SessionId(1)
 STEP_S = 0.010
@@ -143,6 +145,35 @@ def test_complete_drafts_leave_at_once_in_each_of_many_steps() -> None:
         box.put(ONE, drafts(10 + step))
         assert due_in(box, start_s + 0.004) == 0.0
         assert box.take(start_s + 0.004) == [(ONE, drafts(10 + step))]
+
+
+@given(st.lists(st.lists(st.sampled_from(["drafts", "other", "told"]), max_size=10), min_size=10, max_size=50))
+def test_no_more_frames_leave_than_steps_begin(steps: list[list[str]]) -> None:
+    """Whatever is said, awaited or complete, in steps of a fifth to twice the usual time."""
+    box, now_s, num_frames = busy(), 1.0, 0
+    for events in steps:
+        for event in [*events, "step"]:
+            now_s += STEP_S / 5
+            if event == "step":
+                box.on_frame(frame(), now_s)
+            elif event == "told":
+                box.on_told_drafter(ONE, Commit(10, (1, 2), gather_s=0.004))
+            else:
+                box.put(ONE, drafts(12) if event == "drafts" else SetK(2))
+            if not box.is_empty and due_in(box, now_s) == 0.0:
+                box.take(now_s)
+                num_frames += 1
+    assert num_frames <= len(steps) + MAX_CREDIT
+
+
+def test_where_no_frame_comes_any_more_nothing_is_held_for_ever() -> None:
+    """A target sends none for a step that only prefills."""
+    box = busy()
+    for at_s in (1.008, 1.009):
+        box.put(ONE, SetK(2))
+        box.take(at_s)
+    box.put(ONE, SetK(3))
+    assert STEP_S / 2 < due_in(box, 1.009) <= 3 * STEP_S
 
 
 def test_nobody_awaits_what_was_to_come_at_once_or_for_a_step_that_is_over() -> None:
