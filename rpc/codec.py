@@ -311,7 +311,13 @@ def target_frame_to_proto(frame: TargetFrame) -> target_pb2.TargetEvents:
     """A frame of verdicts and errors. Raises ValueError on values that do not fit the wire's integers."""
     items = [_target_event_to_proto(session_id, event) for session_id, event in frame.items]
     step = None if frame.step is None else _step_to_proto(frame.step)
-    return target_pb2.TargetEvents(items=items, step=step, gather_s=frame.gather_s, num_heard=frame.num_heard)
+    return target_pb2.TargetEvents(
+        items=items,
+        step=step,
+        gather_s=frame.gather_s,
+        num_heard=frame.num_heard,
+        drafts_at_once=frame.drafts_at_once,
+    )
 
 
 def _target_event_to_proto(session_id: SessionId, event: TargetEvent) -> target_pb2.TargetEvent:
@@ -356,7 +362,7 @@ def target_frame_from_proto(message: target_pb2.TargetEvents) -> TargetFrame:
         if (event := _target_event_from_proto(item)) is not None
     )
     step = _step_from_proto(message.step) if message.HasField("step") else None
-    return TargetFrame(items, step, message.gather_s, message.num_heard)
+    return TargetFrame(items, step, message.gather_s, message.num_heard, message.drafts_at_once)
 
 
 def _target_event_from_proto(item: target_pb2.TargetEvent) -> TargetEvent | None:

@@ -268,6 +268,8 @@ class TargetFrame:
     they are to come at once."""
     num_heard: int = 0
     """Commands of this connection that had been looked at before."""
+    drafts_at_once: bool = False
+    """Drafts may come so late that they should not gather at the drafter, although commands do at the coordinator."""
 
 
 @dataclass(frozen=True, slots=True)

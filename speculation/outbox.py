@@ -38,6 +38,7 @@ class Outbox(Generic[CommandT]):
         self._credit = MAX_CREDIT  # frames that may leave while commands gather, until the target's next one
         self._has_left = False  # what gathered since the worker's last frame, when it was due
         self._has_missed = False  # there was something that was not due when the last frame came: the step was short
+        self._drafts_at_once = False
         self._most_tokens = 0  # of a step so far: no prefill is believed to take more at a time
         self._awaited: dict[SessionId, int] = {}  # whose drafts gather, and how many tokens those know as committed
         self._is_complete = False  # all of those are here
@@ -57,6 +58,7 @@ class Outbox(Generic[CommandT]):
             self._opening_s = 0.0
         self._has_missed = bool(self._pending) and not self._has_left and self._credit == MAX_CREDIT
         self._has_left = False
+        self._drafts_at_once = frame.drafts_at_once
         self._awaited.clear()
         self._is_complete = False
         self._departure.on_news(max(frame.gather_s, self._opening_s), now_s)
@@ -91,8 +93,8 @@ class Outbox(Generic[CommandT]):
         return self._departure.due_s(now_s)
 
     def leaves_in_s(self, now_s: float) -> float:
-        """Seconds until what comes from now on leaves; 0: at once."""
-        return max(0.0, self._departure.due_s(now_s) - now_s)
+        """Seconds until drafts that come from now on leave; 0: at once, or they should come at once."""
+        return 0.0 if self._drafts_at_once else max(0.0, self._departure.due_s(now_s) - now_s)
 
     def take(self, now_s: float) -> list[tuple[SessionId, CommandT]]:
         """Everything, in order; it leaves now."""

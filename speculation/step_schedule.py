@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from speculation.cost import StepCostModel
 from speculation.experience import Experience
@@ -110,6 +110,19 @@ class NextStep(Generic[SessionT]):
     """Time spent waiting for this step."""
 
 
+class Outlook(NamedTuple):
+    """What is said of the step that begins, when the one before is over."""
+
+    step_s: float | None
+    """Seconds that it takes at least, most of the time. None where nothing should gather for it: that is unknown, it
+    waits for drafts, or there is none."""
+    drafts_at_once: bool = False
+    """Drafts may come so late in it that only the coordinator should gather, not the drafter."""
+
+
+NO_OUTLOOK = Outlook(None)
+
+
 class StepSchedule(Generic[SessionT]):
     """Chooses the steps of one target worker and learns from them."""
 
@@ -150,33 +163,31 @@ class StepSchedule(Generic[SessionT]):
         self._forecast.observe(step_s)
         return report
 
-    def outlook(self, sessions: Collection[SessionT], now_s: float) -> float | None:
-        """Seconds that the next step, of ``sessions``, takes at least, most of the time.
-
-        None where nothing should gather for it: that is unknown, it waits for drafts, or there is none.
-        """
-        self._may_wait = not sessions or self._wants_at_once(sessions, now_s)
+    def outlook(self, sessions: Collection[SessionT], now_s: float) -> Outlook:
+        """What to say of the next step, of ``sessions``."""
+        lacking = [session for session in sessions if session.verifier.lacks_drafts]
+        if len(sessions) > MAX_WAITING_SESSIONS:
+            lacking = []
+        self._may_wait = not sessions or self._wants_at_once(sessions, lacking, now_s)
         if not self._may_wait:
             for session in sessions:
                 session.verifier.pace.on_gathering(now_s)
-        return self._forecast.at_least_s(None if self._may_wait else self._next_step_s(sessions, now_s))
+        step_s = self._forecast.at_least_s(None if self._may_wait else self._next_step_s(sessions, now_s))
+        return Outlook(step_s, step_s is not None and bool(lacking) and not self._come_early(lacking, now_s))
 
-    def _wants_at_once(self, sessions: Collection[SessionT], now_s: float) -> bool:
-        """Are drafts for the next step to leave as soon as there are any?
+    def _wants_at_once(self, sessions: Collection[SessionT], lacking: Collection[SessionT], now_s: float) -> bool:
+        """Are commands for the next step to leave as soon as there are any?
 
-        If it would wait for them; if they come so late in it that gathering might make them miss the one after it; and
-        now and then, to see how soon they can come.
+        If it would wait for drafts; while nothing is known of when they come; and now and then, to see how soon they
+        can.
         """
         if any(session.verifier.takes_turns for session in sessions):
             return True
-        if len(sessions) > MAX_WAITING_SESSIONS:
-            return False
-        lacking = [session for session in sessions if session.verifier.lacks_drafts]
         if not lacking:
             return False
         self._num_gathered += 1
-        may_gather = self._num_gathered < LOOK_EVERY and self._come_early(lacking, now_s)
-        if may_gather and not self._plan(*_by_phase(sessions), now_s).wait_s:
+        known = all(session.verifier.pace.redraft_s is not None for session in lacking)
+        if known and self._num_gathered < LOOK_EVERY and not self._plan(*_by_phase(sessions), now_s).wait_s:
             return False
         self._num_gathered = 0
         return True

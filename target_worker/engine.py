@@ -36,7 +36,7 @@ from speculation.messages import (
     TargetFrame,
     Verdict,
 )
-from speculation.step_schedule import StepSchedule
+from speculation.step_schedule import NO_OUTLOOK, Outlook, StepSchedule
 from speculation.validation import check_open_target
 from target_worker.forward import Outcome, VerifyForward
 from target_worker.metrics import TargetMetrics
@@ -241,25 +241,26 @@ class VerifyEngine:
         self,
         verdicts: Sequence[tuple[SessionKey, TargetEvent]],
         report: StepReport | None = None,
-        next_step_s: float | None = None,
+        outlook: Outlook = NO_OUTLOOK,
     ) -> list[EngineOutput]:
         """One frame for each connection that has news; commands may gather for the next step if that is known."""
         items: dict[ConnectionId, list[tuple[SessionId, TargetEvent]]] = {}
         for (connection, session_id), event in [*verdicts, *self._errors]:
             items.setdefault(connection, []).append((session_id, event))
         self._errors.clear()
-        return [(connection, self._frame(connection, news, report, next_step_s)) for connection, news in items.items()]
+        return [(connection, self._frame(connection, news, report, outlook)) for connection, news in items.items()]
 
     def _frame(
         self,
         connection: ConnectionId,
         news: Sequence[tuple[SessionId, TargetEvent]],
         report: StepReport | None,
-        next_step_s: float | None,
+        outlook: Outlook,
     ) -> TargetFrame:
         trip = self._trips[connection]
         trip.on_sent(self._clock())
-        return TargetFrame(tuple(news), report, trip.gather_s(next_step_s), trip.num_heard)
+        gather_s = trip.gather_s(outlook.step_s)
+        return TargetFrame(tuple(news), report, gather_s, trip.num_heard, outlook.drafts_at_once)
 
 
 def _with_logprobs(verdict: Verdict, outcome: Outcome, session: TargetSession) -> Verdict:

@@ -34,7 +34,7 @@ from speculation.messages import (
 from speculation.simulator.clock import VirtualClock
 from speculation.simulator.scenario import Costs, Scenario
 from speculation.simulator.tokens import VOCAB_SIZE, TokenProcess
-from speculation.step_schedule import CachedSession, NextStep, StepEntry, StepSchedule
+from speculation.step_schedule import NO_OUTLOOK, CachedSession, NextStep, StepEntry, StepSchedule
 
 CommandT = TypeVar("CommandT")
 FrameT = TypeVar("FrameT")
@@ -198,12 +198,11 @@ class ModelledTarget(_Worker[TargetCommand, TargetFrame, NextStep[CachedSession]
         if verdicts:
             items = [(session.id, session.verifier.brought_up_to_date(verdict)) for session, verdict in verdicts]
             self._trip.on_sent(self._clock.now_s)
-            self.send(TargetFrame(tuple(items), report, self._gather_s(), self._trip.num_heard))
-
-    def _gather_s(self) -> float:
-        if not self._gathers:
-            return 0.0
-        return self._trip.gather_s(self._schedule.outlook(self._sessions.values(), self._clock.now_s))
+            outlook = NO_OUTLOOK
+            if self._gathers:
+                outlook = self._schedule.outlook(self._sessions.values(), self._clock.now_s)
+            gather_s = self._trip.gather_s(outlook.step_s)
+            self.send(TargetFrame(tuple(items), report, gather_s, self._trip.num_heard, outlook.drafts_at_once))
 
     def _conclude(self, entry: StepEntry[CachedSession]) -> Verdict:
         session, verifier = entry.session, entry.session.verifier

@@ -107,7 +107,7 @@ def test_draft_commands(items: Any) -> None:
     assert tuple(codec.draft_commands_from_proto(draft_pb2.DraftCommands.FromString(data))) == items
 
 
-@given(st.builds(TargetFrame, frame(verdict, error), step))
+@given(st.builds(TargetFrame, frame(verdict, error), step, st.floats(0, 1, width=32), u32, st.booleans()))
 def test_target_frames(sent: TargetFrame) -> None:
     data = codec.target_frame_to_proto(sent).SerializeToString()
     assert codec.target_frame_from_proto(target_pb2.TargetEvents.FromString(data)) == sent

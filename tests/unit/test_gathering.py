@@ -11,7 +11,7 @@ from speculation.gathering import LEAST_MARGIN, MAX_GATHER_S, Departure, Forecas
 from speculation.guesses import guess_of
 from speculation.messages import NOTHING_HEARD, Commit, OpenDraft, OpenTarget, Proposal, Sampling, SessionId
 from speculation.simulator import AcceptanceByRun, Costs, Latencies, Load, Scenario, simulate
-from speculation.step_schedule import LOOK_EVERY, CachedSession, StepEntry, StepSchedule
+from speculation.step_schedule import LOOK_EVERY, NO_OUTLOOK, CachedSession, StepEntry, StepSchedule
 
 STEP_S = 0.010
 
@@ -109,10 +109,10 @@ def test_how_long_a_step_takes_is_foreseen_by_what_is_staged_for_it() -> None:
     schedule, [session] = schedule_after_step(right=True)
     for num_tokens in (1, 1, 1, 5, 5, 5):
         schedule.report([StepEntry(session, [1] * num_tokens, [], True)], 0.001 * num_tokens, 0.0)
-    without_s = schedule.outlook([session], 0.0)
+    without_s = schedule.outlook([session], 0.0).step_s
     known = session.verifier.token_ids
     session.verifier.stage(Proposal(len(known), fingerprint(known), (5, 6, 7, 8), (1.0,) * 4), 0.0)
-    with_drafts_s = schedule.outlook([session], 0.0)
+    with_drafts_s = schedule.outlook([session], 0.0).step_s
     assert without_s is not None
     assert with_drafts_s is not None
     assert with_drafts_s > 2 * without_s
@@ -140,8 +140,8 @@ def test_nothing_gathers_where_the_target_may_be_waiting(
     right: bool, num_sessions: int, turns: bool, gathers: bool
 ) -> None:
     schedule, sessions = schedule_after_step(right, num_sessions, turns=turns)
-    assert (schedule.outlook(sessions, 0.0) is not None) is gathers
-    assert schedule.outlook([], 0.0) is None  # nothing runs
+    assert (schedule.outlook(sessions, 0.0).step_s is not None) is gathers
+    assert schedule.outlook([], 0.0) == NO_OUTLOOK  # nothing runs
 
 
 def schedule_that_knows(first_s: float) -> tuple[Schedule, list[CachedSession]]:
@@ -161,14 +161,22 @@ def schedule_that_knows(first_s: float) -> tuple[Schedule, list[CachedSession]]:
 
 def test_drafts_that_come_early_in_a_step_that_does_not_wait_gather_but_for_a_look_now_and_then() -> None:
     schedule, sessions = schedule_that_knows(0.7 * STEP_S)
-    gathers = [schedule.outlook(sessions, 5.0) is not None for _ in range(2 * LOOK_EVERY)]
-    assert gathers == [*[True] * (LOOK_EVERY - 1), False] * 2
+    outlooks = [schedule.outlook(sessions, 5.0) for _ in range(2 * LOOK_EVERY)]
+    assert [outlook.step_s is not None for outlook in outlooks] == [*[True] * (LOOK_EVERY - 1), False] * 2
+    assert not any(outlook.drafts_at_once for outlook in outlooks)
 
 
-@pytest.mark.parametrize("steps", [0.05, 0.95, 2.0])
-def test_drafts_that_are_waited_for_or_may_miss_the_step_leave_at_once(steps: float) -> None:
+def test_drafts_that_are_waited_for_leave_at_once() -> None:
+    schedule, sessions = schedule_that_knows(0.05 * STEP_S)
+    assert {schedule.outlook(sessions, 5.0) for _ in range(2 * LOOK_EVERY)} == {NO_OUTLOOK}
+
+
+@pytest.mark.parametrize("steps", [0.95, 2.0])
+def test_drafts_that_may_miss_the_step_gather_at_the_coordinator_alone(steps: float) -> None:
     schedule, sessions = schedule_that_knows(steps * STEP_S)
-    assert not any(schedule.outlook(sessions, 5.0) for _ in range(2 * LOOK_EVERY))
+    outlooks = [schedule.outlook(sessions, 5.0) for _ in range(LOOK_EVERY - 1)]
+    assert all(outlook.drafts_at_once and outlook.step_s is not None for outlook in outlooks)
+    assert schedule.outlook(sessions, 5.0) == NO_OUTLOOK  # a look
 
 
 def test_the_prefills_of_sessions_that_begin_are_foreseen() -> None:
@@ -176,9 +184,9 @@ def test_the_prefills_of_sessions_that_begin_are_foreseen() -> None:
     for num_tokens in (3, 3, 512, 512):
         entry = StepEntry(sessions[0], [1] * num_tokens, [], True)
         schedule.report([entry], STEP_S * (1 + num_tokens / 100), 0.0)
-    alone_s = schedule.outlook(sessions, 0.0)
+    alone_s = schedule.outlook(sessions, 0.0).step_s
     begins = CachedSession(SessionId(9), schedule.open(OpenTarget((1,) * 400, Sampling(), 500, (), 4), 50))
-    with_prefill_s = schedule.outlook([*sessions, begins], 0.0)
+    with_prefill_s = schedule.outlook([*sessions, begins], 0.0).step_s
     assert alone_s is not None
     assert with_prefill_s is not None
     assert with_prefill_s > 1.5 * alone_s

@@ -1,6 +1,7 @@
 """One frame for each step of a target, in time for its end; what has missed one does not miss the next."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -68,6 +69,16 @@ def test_what_is_said_during_a_step_leaves_together_in_time_for_its_end() -> Non
     assert due_in(box, 1.001) == pytest.approx(0.007)
     assert box.leaves_in_s(1.001) == pytest.approx(0.007)
     assert box.take(1.008) == [(ONE, SetK(2)), (ONE, CloseSession())]
+
+
+def test_drafts_that_should_come_at_once_gather_here_all_the_same() -> None:
+    box = busy()
+    box.on_frame(replace(frame(), drafts_at_once=True), 2.0)
+    assert box.leaves_in_s(2.0) == 0.0  # what drafters are told
+    box.put(ONE, drafts(10))
+    assert due_in(box, 2.001) == pytest.approx(0.007)
+    box.on_frame(frame(), 3.0)
+    assert box.leaves_in_s(3.0) == pytest.approx(GATHER_S)
 
 
 def test_what_comes_too_late_leaves_in_time_for_the_step_after_it() -> None:
