@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -21,7 +20,6 @@ class BarePair:
         self._k = k
         self._texts = {"prompts": list(prompts), "max_tokens": max(max_tokens, k + 2)}
         self._lengths: dict[float, float] = {}
-        self._times: list[BareSteps] = []
         self._process = JsonProcess(
             "outrider.bench.ideal_worker",
             *(options.target, options.draft or "", str(num_threads), options.device, options.dtype),
@@ -36,23 +34,14 @@ class BarePair:
     ) -> None:
         await self._process.__aexit__(kind, error, traceback)
 
-    async def time_steps(self) -> None:
+    async def time_steps(self) -> BareSteps:
         """A fraction of a second of bare steps."""
         answer = await self._process.ask({"steps": {"k": self._k}})
-        self._times.append(BareSteps(answer["plain_s"], answer["verify_s"], answer["eager_s"]))
+        return BareSteps(answer["plain_s"], answer["verify_s"], answer["eager_s"])
 
     async def ideal(self, temperature: float) -> Ideal:
-        """By the two latest times, those right before and after what was measured last."""
-        latest = self._times[-2:]
-        steps = BareSteps(
-            statistics.mean(times.plain_s for times in latest),
-            statistics.mean(times.verify_s for times in latest),
-            statistics.mean(times.eager_s for times in latest),
-        )
-        return Ideal(self._k, await self._length(temperature), steps)
-
-    async def _length(self, temperature: float) -> float:
+        """What a step would commit; asked for once for each temperature."""
         if temperature not in self._lengths:
             answer = await self._process.ask({"agreement": {**self._texts, "temperature": temperature}})
             self._lengths[temperature] = mean_acceptance_length(answer["agreement"], self._k)
-        return self._lengths[temperature]
+        return Ideal(self._k, self._lengths[temperature])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Final
 
 from outrider.bench.coordinator_work import CoordinatorWork
 from outrider.bench.estimates import Estimate, median_of
-from outrider.bench.ideal import Ideal
+from outrider.bench.ideal import BareSteps, Ideal
 from outrider.bench.measure import Block, Condition, Round
 from outrider.bench.systems import OUTRIDER, PLAIN, Run
 from outrider.client import SpeculationStats
@@ -60,14 +60,10 @@ class Cell:
     """To and from the target for each of its steps, over all rounds."""
     ideal: Ideal | None
     """Only for outrider, one request at a time on the pair."""
-
-    @property
-    def ratio_to_ideal(self) -> Estimate | None:
-        """Of decoding after the first token, as the ideal knows no prefill."""
-        mine, ideal = self.decode_tokens_per_s, self.ideal
-        if mine is None or ideal is None:
-            return None
-        return Estimate(*(value / ideal.tokens_per_s for value in (mine.value, mine.lower, mine.upper)))
+    bare: BareSteps | None
+    """Medians of what was timed beside the rounds."""
+    ratio_to_ideal: Estimate | None
+    """Of decoding after the first token, as the ideal knows no prefill, with the bare steps beside each round."""
 
 
 def cells_of(block: Block) -> list[Cell]:
@@ -80,6 +76,8 @@ def _cell(system: str, block: Block) -> Cell:
     runs = [run for round_ in rounds for run in round_.runs]
     stats = [run.speculation for run in runs if run.speculation is not None]
     steps = sum(one.num_steps for one in stats)
+    ideal = block.ideal if system == OUTRIDER else None
+    bare = [round_.bare for round_ in rounds if round_.bare is not None]
     ttft = _pairs(rounds, plain, _first_token_s)
     assert ttft is not None
     ratio = _pairs(rounds, plain, lambda round_: round_.tokens_per_s)
@@ -105,8 +103,15 @@ def _cell(system: str, block: Block) -> Cell:
         caught_share=_caught_share(stats),
         coordinator_us_per_token=_median(rounds, _coordinator_us_per_token),
         frames_per_step=_frames_per_step(rounds),
-        ideal=block.ideal if system == OUTRIDER else None,
+        ideal=ideal,
+        bare=BareSteps.median_of(bare) if bare else None,
+        ratio_to_ideal=None if ideal is None else _median(rounds, partial(_of_ideal, ideal)),
     )
+
+
+def _of_ideal(ideal: Ideal, round_: Round) -> float | None:
+    mine, bare = round_.decode_tokens_per_s, round_.bare
+    return None if mine is None or bare is None else mine / ideal.tokens_per_s(bare)
 
 
 def _ratios(block: Block) -> dict[str, Estimate]:

@@ -153,9 +153,9 @@ def _single(cells: Sequence[Cell]) -> Iterator[Figure]:
 
 def _forward(cells: Iterable[Cell]) -> Iterator[Figure]:
     """Of the first cell that has bare steps beside it."""
-    ideal = next((cell.ideal for cell in cells if cell.ideal is not None), None)
-    if ideal is not None:
-        ratio = ideal.steps.eager_s / ideal.steps.plain_s
+    bare = next((cell.bare for cell in cells if cell.bare is not None), None)
+    if bare is not None:
+        ratio = bare.eager_s / bare.plain_s
         yield Figure("forward_over_eager", "transformers' layers over ours, bare plain step", ratio, None, ">=", 1.5)
 
 

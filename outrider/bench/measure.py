@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from outrider.bench.coordinator_work import CoordinatorWork, WorkMeter, no_meter
-from outrider.bench.ideal import Ideal
-from outrider.bench.systems import PLAIN, Run, System, Task
+from outrider.bench.ideal import BareSteps, Ideal
+from outrider.bench.systems import OUTRIDER, PLAIN, Run, System, Task
 
 ItemT = TypeVar("ItemT")
 
 _WARM_UP_ROUNDS: Final = 2
 _WARM_UP_SEEDS: Final = 500_000
+
+BareClock = Callable[[], Awaitable[BareSteps]]
 
 MIN_BATCHES: Final = 3
 """Batches under one condition with several requests at a time: a median of fewer pairs says little."""
@@ -46,6 +48,8 @@ class Round:
     runs: tuple[Run, ...]
     coordinator_work: CoordinatorWork | None = None
     """What the coordinator did meanwhile; None if it cannot be told, or served nothing."""
+    bare: BareSteps | None = None
+    """Timed right before and after; None: not here."""
 
     @property
     def num_tokens(self) -> int:
@@ -169,11 +173,13 @@ async def measure(
     work: Sequence[tuple[Task, ...]],
     observer: Observer,
     meter: WorkMeter = no_meter,
+    time_bare: BareClock | None = None,
 ) -> Block:
     """Warms every system up, then runs all batches. ``systems`` holds plain; put it where all others are near it.
 
     Tokens are compared with plain's as it goes; a difference is told to the observer at once and ends nothing.
-    ``meter`` tells what the coordinator has done so far.
+    ``time_bare`` times the target's bare steps beside each round of ours, as the machine drifts; ``meter`` tells what
+    the coordinator has done so far.
     """
     for batch in itertools.islice(itertools.cycle(work), _WARM_UP_ROUNDS):
         await _round(systems, [_warm_up(task) for task in batch], condition, observer, meter)
@@ -181,7 +187,7 @@ async def measure(
     compared = [s for s in systems if s.name != PLAIN and s.must_equal_plain(condition.temperature)]
     differences: list[Difference] = []
     for index, batch in enumerate(work):
-        results = await _round(in_turn(systems, index), batch, condition, observer, meter)
+        results = await _round(in_turn(systems, index), batch, condition, observer, meter, time_bare)
         for system in compared:
             found = compare(system.name, results[system.name], results[PLAIN])
             for difference in found:
@@ -203,17 +209,22 @@ async def _round(
     condition: Condition,
     observer: Observer,
     meter: WorkMeter,
+    time_bare: BareClock | None = None,
 ) -> dict[str, Round]:
     """The same batch for each system, one system after the other."""
     results: dict[str, Round] = {}
     for system in systems:
+        clock = time_bare if system.name == OUTRIDER else None
         observer.begins(system.name, condition)
+        bare = [await clock()] if clock is not None else []
         before = await meter()
         runs = await _together(system, tasks)
         after = await meter()
         work = after.since(before) if before is not None and after is not None else None
         served = work is not None and work.num_target_steps > 0
-        results[system.name] = Round(tuple(tasks), runs, work if served else None)
+        bare += [await clock()] if clock is not None else []
+        steps = BareSteps.median_of(bare) if bare else None
+        results[system.name] = Round(tuple(tasks), runs, work if served else None, steps)
         observer.ends()
     return results
 

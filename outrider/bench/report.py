@@ -82,19 +82,19 @@ def cell_object(cell: Cell) -> dict[str, object]:
 
 
 def _ideal_object(cell: Cell) -> dict[str, object]:
-    ideal, ratio = cell.ideal, cell.ratio_to_ideal
-    if ideal is None or ratio is None:
+    ideal, bare, ratio = cell.ideal, cell.bare, cell.ratio_to_ideal
+    if ideal is None or bare is None or ratio is None:
         return {}
     return {
-        "ideal_tokens_per_s": ideal.tokens_per_s,
+        "ideal_tokens_per_s": ideal.tokens_per_s(bare),
         "ratio_to_ideal": ratio.value,
         "ratio_to_ideal_spread": list(ratio.spread),
         "ideal": {
             "k": ideal.k,
             "mean_acceptance_length": ideal.mean_acceptance_length,
-            "bare_plain_step_s": ideal.steps.plain_s,
-            "bare_verify_step_s": ideal.steps.verify_s,
-            "bare_eager_step_s": ideal.steps.eager_s,
+            "bare_plain_step_s": bare.plain_s,
+            "bare_verify_step_s": bare.verify_s,
+            "bare_eager_step_s": bare.eager_s,
         },
     }
 
@@ -176,11 +176,11 @@ def ideal_lines(cells: Sequence[Cell]) -> list[str]:
     """What each ideal is made of, and how much of it was reached."""
     lines = []
     for cell in cells:
-        ideal, ratio = cell.ideal, cell.ratio_to_ideal
-        if ideal is not None and ratio is not None:
-            step_ms = 1000 * ideal.steps.verify_s
+        ideal, bare, ratio = cell.ideal, cell.bare, cell.ratio_to_ideal
+        if ideal is not None and bare is not None and ratio is not None:
+            step_ms = 1000 * bare.verify_s
             step = f"{ideal.mean_acceptance_length:.2f} per step of {step_ms:.2f} ms with K = {ideal.k}"
-            total = f"{ideal.tokens_per_s:.0f} tokens/s"
+            total = f"{ideal.tokens_per_s(bare):.0f} tokens/s"
             lines.append(f"Ideal ({described(cell.condition)}): {total}, {step}; reached {_with_spread(ratio)}.")
     return lines
 

@@ -112,16 +112,11 @@ class Bench:
         return Results(tuple(cells), memory, tuple(differences))
 
     async def _measure(self, one: Measurement, deployed: _Deployed) -> Block:
-        """The bare steps are timed right before and after, as the machine drifts."""
+        running, work = [deployed.systems[name] for name in one.systems], self._batches(one)
         bare = deployed.bare if one.condition.concurrency == 1 else None
-        if bare is not None:
-            await bare.time_steps()
-        running = [deployed.systems[name] for name in one.systems]
-        block = await measure(running, one.condition, self._batches(one), self._observer, deployed.coordinator_work)
-        if bare is None:
-            return block
-        await bare.time_steps()
-        return replace(block, ideal=await bare.ideal(one.condition.temperature))
+        clock = None if bare is None else bare.time_steps
+        block = await measure(running, one.condition, work, self._observer, deployed.coordinator_work, clock)
+        return block if bare is None else replace(block, ideal=await bare.ideal(one.condition.temperature))
 
     def _batches(self, one: Measurement) -> list[tuple[Task, ...]]:
         settings, condition = self._settings, one.condition

@@ -16,6 +16,7 @@ from outrider.bench.figures import best_fixed, figures_of
 from outrider.bench.ideal import BareSteps, Ideal, mean_acceptance_length
 from outrider.bench.machine import Memory, cpu_seconds, resident_bytes
 from outrider.bench.measure import (
+    BareClock,
     Block,
     Condition,
     Difference,
@@ -113,10 +114,15 @@ class Recorder(Observer):
 
 
 async def run_block(
-    systems: Sequence[System], condition: Condition = GREEDY, num_prompts: int = 3, observer: Observer | None = None
+    systems: Sequence[System],
+    condition: Condition = GREEDY,
+    num_prompts: int = 3,
+    observer: Observer | None = None,
+    time_bare: BareClock | None = None,
 ) -> Block:
     prompts = [f"prompt {index}" for index in range(num_prompts)]
-    return await measure(systems, condition, batches(prompts, condition, num_prompts, 10, 1), observer or Observer())
+    work = batches(prompts, condition, num_prompts, 10, 1)
+    return await measure(systems, condition, work, observer or Observer(), time_bare=time_bare)
 
 
 def test_a_median_comes_with_quartiles() -> None:
@@ -289,17 +295,24 @@ async def test_outrider_is_compared_with_every_other_system_round_by_round() -> 
 
 
 async def test_the_ideal_is_what_decoding_is_held_against() -> None:
-    block = await run_block([Scripted(OUTRIDER, [1]), Scripted(PLAIN, [2])])  # 9 tokens after the first, in 0.9 s
-    ideal = Ideal(6, 4.0, BareSteps(plain_s=0.1, verify_s=0.2, eager_s=0.14))
+    """A machine that is slow for one round is slow for the bare steps beside it too."""
+    machine = [1.0, 1.0, 1.0, 4.0, 8.0]  # times as slow, by round, the two of warming up first
+    steps = iter(BareSteps(0.1 * slow, 0.2 * slow, 0.14 * slow) for slow in machine[2:] for _ in range(2))
 
-    cells = cells_of(replace(block, ideal=ideal))
+    async def time_bare() -> BareSteps:
+        return next(steps)
+
+    systems = [Scripted(OUTRIDER, machine), Scripted(PLAIN, [2])]
+    block = await run_block(systems, time_bare=time_bare)  # 9 tokens after the first, in 0.9 s
+
+    cells = cells_of(replace(block, ideal=Ideal(6, 4.0)))
 
     assert [cell.ratio_to_ideal for cell in cells] == [Estimate(*[pytest.approx(0.5)] * 3), None]
     figures = {figure.name: figure for figure in figures_of(cells, None)}
     assert (figures["of_ideal_0ms"].value, figures["of_ideal_0ms"].holds) == (pytest.approx(0.5), False)
     assert (figures["forward_over_eager"].value, figures["forward_over_eager"].holds) == (pytest.approx(1.4), False)
     [line] = ideal_lines(cells)
-    assert line.startswith("Ideal (temperature 0): 20 tokens/s, 4.00 per step of 200.00 ms with K = 6; reached 0.50")
+    assert line.startswith("Ideal (temperature 0): 5 tokens/s, 4.00 per step of 800.00 ms with K = 6; reached 0.50")
 
 
 def test_acceptance_lengths_at_full_k() -> None:
