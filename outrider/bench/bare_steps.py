@@ -9,19 +9,18 @@ from typing import Final
 
 from inference import Chunk, Runtime, SamplingRow, SequenceId, draw
 
-_NUM_TIMED: Final = 21
 _NUM_WARM_UP: Final = 3
 _CONTEXT: Final = 200
 """Tokens before the timed steps: the middle of a completion of the held-out prompts."""
 
 
-def step_times(runtime: Runtime, sizes: Sequence[int], limit: int) -> dict[int, float]:
+def step_times(runtime: Runtime, sizes: Sequence[int], limit: int, num_timed: int = 21) -> dict[int, float]:
     """Median seconds of a step over so many tokens of one sequence, by that number; ids below ``limit`` are drawn."""
     context = min(_CONTEXT, runtime.max_context - max(sizes))
     sequence = runtime.open()
     runtime.forward([Chunk(sequence, [1] * context, 1)])
     times: dict[int, list[float]] = {size: [] for size in sizes}
-    for _ in range(_NUM_TIMED + _NUM_WARM_UP):
+    for _ in range(num_timed + _NUM_WARM_UP):
         for size, found in times.items():  # interleaved: a machine that drifts favours none
             found.append(_timed_step(runtime, sequence, context, size, limit))
     runtime.free(sequence)

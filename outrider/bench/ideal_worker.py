@@ -18,6 +18,9 @@ from inference import Chunk, SamplingRow, draw, load_model, load_tokenizer_json
 from outrider.bench.bare_steps import step_times
 from outrider.bench.json_answers import serve
 
+_NUM_TIMED: Final = 11
+"""Steps of each kind, each time that they are asked for, which is often."""
+
 _EAGER_KV_TOKENS: Final = 1024
 """More than the timed steps have before them."""
 
@@ -74,8 +77,8 @@ class BarePair:
         return self._tokenizer.get_vocab_size()
 
     def _step_times(self, k: int) -> dict[str, object]:
-        times = step_times(self._target, (1, k + 1), self._limit)
-        eager_s = step_times(self._eager, (1,), self._limit)[1]
+        times = step_times(self._target, (1, k + 1), self._limit, _NUM_TIMED)
+        eager_s = step_times(self._eager, (1,), self._limit, _NUM_TIMED // 2)[1]
         return {"plain_s": times[1], "verify_s": times[k + 1], "eager_s": eager_s}
 
 

@@ -6,6 +6,7 @@ with a deployment that it does not need.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from collections.abc import AsyncIterator
@@ -135,12 +136,21 @@ class Bench:
             systems: dict[str, System] = {
                 name: served_system(name, client) for name in stage.systems if name not in TRANSFORMERS
             }
-            theirs = [name for name in stage.systems if name in TRANSFORMERS]
-            if theirs:
-                self._observer.stage("starting transformers")
-                process = await life.enter_async_context(TransformersProcess(transformers_options(options)))
-                systems |= {name: TransformersSystem(name, process) for name in theirs}
-            yield _Deployed(stack, client, systems, await self._bare_pair(stage, options, life))
+            try:
+                async with asyncio.TaskGroup() as starting:
+                    theirs = starting.create_task(self._transformers(stage, options, life))
+                    bare = starting.create_task(self._bare_pair(stage, options, life))
+            except ExceptionGroup as failures:
+                raise failures.exceptions[0] from None
+            yield _Deployed(stack, client, systems | theirs.result(), bare.result())
+
+    async def _transformers(self, stage: Stage, options: StackOptions, life: AsyncExitStack) -> dict[str, System]:
+        names = [name for name in stage.systems if name in TRANSFORMERS]
+        if not names:
+            return {}
+        self._observer.stage("starting transformers")
+        process = await life.enter_async_context(TransformersProcess(transformers_options(options)))
+        return {name: TransformersSystem(name, process) for name in names}
 
     async def _bare_pair(self, stage: Stage, options: StackOptions, life: AsyncExitStack) -> BarePair | None:
         single = any(one.condition.concurrency == 1 for one in stage.measurements)
