@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeAlias, TypeVar
 
-from rpc.codec import DraftFrame
+from rpc.draft_codec import DraftFrame
 from speculation.messages import DraftCommand, ModelInfo, SessionId, TargetCommand, TargetFrame
 
 CommandT = TypeVar("CommandT")

@@ -31,7 +31,7 @@ from coordinator.settings import CoordinatorSettings
 from coordinator.structured_output import GrammarCheck
 from coordinator.traffic import Traffic
 from coordinator.vocabulary import ServedModel, check_same_vocabulary
-from rpc.codec import DraftFrame
+from rpc.draft_codec import DraftFrame
 from rpc.errors import Cancelled, ModelMismatch, OutriderError, Unavailable
 from speculation.acceptance import DEPLOYMENT_WINDOW_STEPS, AcceptanceProfile
 from speculation.adaptive_k import FixedK, KPolicy, Load, make_policy

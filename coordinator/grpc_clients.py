@@ -21,9 +21,9 @@ from google.protobuf.message import DecodeError
 from coordinator.clients import CommandT, DraftClient, FrameT, OnLost, TargetClient
 from coordinator.traffic import FrameCount
 from protos import common_pb2, draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
-from rpc import codec
+from rpc import draft_codec, shared_codec, target_codec
 from rpc.channel import MAX_MESSAGE_BYTES, open_channel
-from rpc.codec import DraftFrame
+from rpc.draft_codec import DraftFrame
 from rpc.errors import Overloaded, Unavailable, from_rpc_error
 from speculation.gathering import Hearing
 from speculation.messages import DraftCommand, Heard, ModelInfo, SessionId, TargetCommand, TargetFrame
@@ -77,19 +77,19 @@ def _draft_frame(data: bytes) -> DraftFrame:
     message = draft_pb2.DraftEvents.FromString(data)
     if len(message.items) > MAX_DRAFT_EVENTS:
         raise ValueError(f"{len(message.items)} events in a frame of a draft worker; at most {MAX_DRAFT_EVENTS}")
-    return codec.draft_frame_from_proto(message)
+    return draft_codec.draft_frame_from_proto(message)
 
 
 _TARGET_WIRE: _Wire[TargetCommand, TargetFrame] = _Wire(
     make_stub=target_pb2_grpc.TargetWorkerStub,
     stream_method="/outrider.v1.TargetWorker/Verify",
-    encode=lambda items, heard: codec.target_commands_to_proto(items, heard).SerializeToString(),
-    decode=lambda data: codec.target_frame_from_proto(target_pb2.TargetEvents.FromString(data)),
+    encode=lambda items, heard: target_codec.target_commands_to_proto(items, heard).SerializeToString(),
+    decode=lambda data: target_codec.target_frame_from_proto(target_pb2.TargetEvents.FromString(data)),
 )
 _DRAFT_WIRE: _Wire[DraftCommand, DraftFrame] = _Wire(
     make_stub=draft_pb2_grpc.DraftWorkerStub,
     stream_method="/outrider.v1.DraftWorker/Draft",
-    encode=lambda items, heard: codec.draft_commands_to_proto(items).SerializeToString(),
+    encode=lambda items, heard: draft_codec.draft_commands_to_proto(items).SerializeToString(),
     decode=_draft_frame,
 )
 
@@ -135,7 +135,7 @@ class GrpcClient(Generic[CommandT, FrameT]):
     async def describe(self) -> tuple[ModelInfo, bytes]:
         try:
             message = await self._stub.GetModel(common_pb2.GetModelRequest(), timeout=self._timeout_s)
-            info = codec.model_info_from_proto(message)
+            info = shared_codec.model_info_from_proto(message)
             return info, await self._tokenizer(info.tokenizer_sha256)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error

@@ -18,7 +18,7 @@ from coordinator.meters import SessionMeter
 from coordinator.requests import Job
 from coordinator.step_trace import StepTraces
 from coordinator.structured_output import FIELD as STRUCTURED_OUTPUT
-from rpc.codec import DraftFrame
+from rpc.draft_codec import DraftFrame
 from rpc.errors import Cancelled, FieldViolation, InvalidRequest, OutriderError, Overloaded, SessionFailed, SlowReader
 from speculation.adaptive_k import Load
 from speculation.messages import (

@@ -7,8 +7,8 @@ from coordinator.events import FinishedEvent, GenerateEvent, StartedEvent, Token
 from coordinator.requests import GenerateRequest, SpeculationOptions
 from coordinator.traffic import Traffic
 from protos import generation_pb2
-from rpc.codec import logprobs_to_proto
 from rpc.errors import InvalidRequest, OutriderError
+from rpc.shared_codec import logprobs_to_proto
 from speculation.messages import Grammar, TokenId
 
 

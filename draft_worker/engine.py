@@ -21,7 +21,7 @@ from draft_worker.drawing import LineEnd, draw_guesses
 from draft_worker.metrics import DraftMetrics
 from grammar import GrammarCompiler, GrammarError, GrammarPath, Mask, PendingPaths
 from inference import Chunk, OutOfKVBlocks, Runtime, SequenceId, SequenceRows, StepResult
-from rpc.codec import DraftFrame
+from rpc.draft_codec import DraftFrame
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.draft_lines import DraftLine, LineId
 from speculation.draft_schedule import DraftEntry, DraftSchedule

@@ -14,7 +14,7 @@ from draft_worker.settings import DraftWorkerSettings
 from grammar import GrammarCompiler
 from inference import ModelLoadError, ModelThread, load_model, load_tokenizer_json, warm_up
 from protos import draft_pb2_grpc
-from rpc.codec import DraftFrame
+from rpc.draft_codec import DraftFrame
 from rpc.engine_host import EngineHost, MakeThread
 from rpc.errors import ModelNotFound
 from rpc.server import OnStatus

@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 import grpc
 
 from protos import common_pb2, draft_pb2, draft_pb2_grpc, target_pb2, target_pb2_grpc
-from rpc import codec
-from rpc.codec import DraftFrame
+from rpc import draft_codec, shared_codec, target_codec
+from rpc.draft_codec import DraftFrame
 from rpc.errors import Overloaded, abort_with
 from rpc.worker_core import CommandT, Connection, FrameT, WorkerCore
 from speculation.messages import NOTHING_HEARD, DraftCommand, Heard, SessionId, TargetCommand, TargetFrame
@@ -38,7 +38,7 @@ class TargetWorkerServicer(target_pb2_grpc.TargetWorkerServicer):
         self._core = core
 
     async def GetModel(self, request: common_pb2.GetModelRequest, context: object) -> common_pb2.ModelInfo:
-        return codec.model_info_to_proto(self._core.model_info)
+        return shared_codec.model_info_to_proto(self._core.model_info)
 
     async def GetTokenizer(
         self, request: common_pb2.GetTokenizerRequest, context: object
@@ -51,9 +51,9 @@ class TargetWorkerServicer(target_pb2_grpc.TargetWorkerServicer):
         request_iterator: AsyncIterable[target_pb2.TargetCommands],
         context: grpc.aio.ServicerContext[target_pb2.TargetCommands, target_pb2.TargetEvents],
     ) -> AsyncIterator[target_pb2.TargetEvents]:
-        requests = _decoded(request_iterator, codec.target_commands_from_proto, codec.heard_from_proto)
+        requests = _decoded(request_iterator, target_codec.target_commands_from_proto, target_codec.heard_from_proto)
         async for frame in exchange(self._core, requests, context):
-            yield codec.target_frame_to_proto(frame)
+            yield target_codec.target_frame_to_proto(frame)
 
 
 class DraftWorkerServicer(draft_pb2_grpc.DraftWorkerServicer):
@@ -63,7 +63,7 @@ class DraftWorkerServicer(draft_pb2_grpc.DraftWorkerServicer):
         self._core = core
 
     async def GetModel(self, request: common_pb2.GetModelRequest, context: object) -> common_pb2.ModelInfo:
-        return codec.model_info_to_proto(self._core.model_info)
+        return shared_codec.model_info_to_proto(self._core.model_info)
 
     async def GetTokenizer(
         self, request: common_pb2.GetTokenizerRequest, context: object
@@ -76,9 +76,9 @@ class DraftWorkerServicer(draft_pb2_grpc.DraftWorkerServicer):
         request_iterator: AsyncIterable[draft_pb2.DraftCommands],
         context: grpc.aio.ServicerContext[draft_pb2.DraftCommands, draft_pb2.DraftEvents],
     ) -> AsyncIterator[draft_pb2.DraftEvents]:
-        requests = _decoded(request_iterator, codec.draft_commands_from_proto, lambda message: NOTHING_HEARD)
+        requests = _decoded(request_iterator, draft_codec.draft_commands_from_proto, lambda message: NOTHING_HEARD)
         async for frame in exchange(self._core, requests, context):
-            yield codec.draft_frame_to_proto(frame)
+            yield draft_codec.draft_frame_to_proto(frame)
 
 
 def tokenizer_chunks(tokenizer_json: bytes) -> Iterator[common_pb2.TokenizerChunk]:

@@ -1,7 +1,7 @@
 """The messages between coordinator and workers, as plain data.
 
 They mirror ``protos/draft.proto`` and ``protos/target.proto`` (which say what each field means to the other side);
-``rpc.codec`` translates. Nothing here checks values: whoever receives a message does.
+the codecs of ``rpc`` translate. Nothing here checks values: whoever receives a message does.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Outbox(Generic[CommandT]):
         self._credit = MAX_CREDIT  # frames that may leave while commands gather, until the target's next one
         self._has_left = False  # what gathered since the worker's last frame, when it was due
         self._has_missed = False  # there was something that was not due when the last frame came: the step was short
-        self._drafts_at_once = False
+        self._drafts_at_once = False  # drafters are not to gather, whatever commands do
         self._most_tokens = 0  # of a step so far: no prefill is believed to take more at a time
         self._awaited: dict[SessionId, int] = {}  # whose drafts gather, and how many tokens those know as committed
         self._is_complete = False  # all of those are here
@@ -81,7 +81,7 @@ class Outbox(Generic[CommandT]):
 
     @property
     def is_complete(self) -> bool:
-        """All drafts that were awaited have come: what there is leaves at once."""
+        """All drafts that were awaited have come, and a frame is left for them: what there is leaves at once."""
         return self._is_complete and self._credit > 0
 
     def due_s(self, now_s: float) -> float:

@@ -23,7 +23,7 @@ LOOK_EVERY = 48
 come is seen only then, and may have changed."""
 
 EARLY = 0.95
-"""Share of a step within which a session's first drafts have to be expected if they are to gather until it is over."""
+"""Share of a step within which a session's first drafts have to be expected if the drafter is to gather too."""
 
 MAX_PROMPT_LOGPROBS = 128
 """Of one step and session: each takes a row of logits, which for a large vocabulary is half a megabyte."""
@@ -165,9 +165,9 @@ class StepSchedule(Generic[SessionT]):
 
     def outlook(self, sessions: Collection[SessionT], now_s: float) -> Outlook:
         """What to say of the next step, of ``sessions``."""
-        lacking = [session for session in sessions if session.verifier.lacks_drafts]
-        if len(sessions) > MAX_WAITING_SESSIONS:
-            lacking = []
+        lacking: list[SessionT] = []
+        if len(sessions) <= MAX_WAITING_SESSIONS:
+            lacking = [session for session in sessions if session.verifier.lacks_drafts]
         self._may_wait = not sessions or self._wants_at_once(sessions, lacking, now_s)
         if not self._may_wait:
             for session in sessions:

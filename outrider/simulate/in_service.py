@@ -23,7 +23,7 @@ from coordinator.requests import GenerateRequest, SpeculationOptions
 from coordinator.settings import CoordinatorSettings
 from outrider.simulate.measured import Measured
 from outrider.simulate.settings import TURNS
-from rpc.codec import DraftFrame
+from rpc.draft_codec import DraftFrame
 from speculation.cost import closest_never_falling
 from speculation.messages import DraftCommand, ModelInfo, Proposal, StepReport, TargetCommand, TargetFrame
 from speculation.simulator import Costs

@@ -13,7 +13,7 @@ from coordinator.grpc_clients import TokenizerCache, grpc_draft_client, grpc_tar
 from outrider.failures import CommandFailed
 from outrider.launcher import DRAFT, TARGET, StackOptions, worker_arguments
 from outrider.role_process import RoleProcess
-from rpc.codec import DraftFrame
+from rpc.draft_codec import DraftFrame
 from speculation.messages import DraftCommand, SessionId, TargetCommand, TargetFrame
 
 PATIENCE_S = 30.0

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 
 from coordinator.clients import DraftClient, DraftConnection, OnLost
-from rpc.codec import DraftFrame
+from rpc.draft_codec import DraftFrame
 from speculation.messages import DraftCommand, DraftEvent, ModelInfo, Proposal, SessionId
 
 

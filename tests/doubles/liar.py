@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from coordinator.clients import DraftClient, DraftConnection, OnLost
-from rpc.codec import DraftFrame, draft_frame_from_proto, draft_frame_to_proto
+from rpc.draft_codec import DraftFrame, draft_frame_from_proto, draft_frame_to_proto
 from speculation.draft_distribution import WEIGHT_TOTAL, DraftDistribution
 from speculation.messages import DraftEvent, ModelInfo, Proposal, SessionId
 

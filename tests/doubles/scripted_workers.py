@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from rpc.codec import DraftFrame
+from rpc.draft_codec import DraftFrame
 from speculation.drafter import DrafterSession
 from speculation.experience import Experience
 from speculation.messages import (

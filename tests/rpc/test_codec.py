@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos import common_pb2, draft_pb2, target_pb2
-from rpc import codec
+from rpc import draft_codec, shared_codec, target_codec
 from speculation.draft_distribution import DraftDistribution
 from speculation.messages import (
     CloseSession,
@@ -97,32 +97,32 @@ step = st.none() | st.builds(StepReport, seconds, u32, u32, seconds)
 
 @given(target_command)
 def test_target_commands(items: Any) -> None:
-    data = codec.target_commands_to_proto(items).SerializeToString()
-    assert tuple(codec.target_commands_from_proto(target_pb2.TargetCommands.FromString(data))) == items
+    data = target_codec.target_commands_to_proto(items).SerializeToString()
+    assert tuple(target_codec.target_commands_from_proto(target_pb2.TargetCommands.FromString(data))) == items
 
 
 @given(draft_command)
 def test_draft_commands(items: Any) -> None:
-    data = codec.draft_commands_to_proto(items).SerializeToString()
-    assert tuple(codec.draft_commands_from_proto(draft_pb2.DraftCommands.FromString(data))) == items
+    data = draft_codec.draft_commands_to_proto(items).SerializeToString()
+    assert tuple(draft_codec.draft_commands_from_proto(draft_pb2.DraftCommands.FromString(data))) == items
 
 
 @given(st.builds(TargetFrame, frame(verdict, error), step, st.floats(0, 1, width=32), u32, st.booleans()))
 def test_target_frames(sent: TargetFrame) -> None:
-    data = codec.target_frame_to_proto(sent).SerializeToString()
-    assert codec.target_frame_from_proto(target_pb2.TargetEvents.FromString(data)) == sent
+    data = target_codec.target_frame_to_proto(sent).SerializeToString()
+    assert target_codec.target_frame_from_proto(target_pb2.TargetEvents.FromString(data)) == sent
 
 
 @given(frame(proposal, error))
 def test_draft_frames(items: Any) -> None:
-    data = codec.draft_frame_to_proto(items).SerializeToString()
-    assert codec.draft_frame_from_proto(draft_pb2.DraftEvents.FromString(data)) == items
+    data = draft_codec.draft_frame_to_proto(items).SerializeToString()
+    assert draft_codec.draft_frame_from_proto(draft_pb2.DraftEvents.FromString(data)) == items
 
 
 @given(model_info)
 def test_model_info(info: ModelInfo) -> None:
-    data = codec.model_info_to_proto(info).SerializeToString()
-    assert codec.model_info_from_proto(common_pb2.ModelInfo.FromString(data)) == info
+    data = shared_codec.model_info_to_proto(info).SerializeToString()
+    assert shared_codec.model_info_from_proto(common_pb2.ModelInfo.FromString(data)) == info
 
 
 def test_items_without_content_are_skipped() -> None:
@@ -132,16 +132,18 @@ def test_items_without_content_are_skipped() -> None:
             target_pb2.TargetCommand(session_id=2, set_k=target_pb2.SetK(k=3)),
         ]
     )
-    assert codec.target_commands_from_proto(commands) == [(SessionId(2), SetK(3))]
-    assert codec.draft_commands_from_proto(draft_pb2.DraftCommands(items=[draft_pb2.DraftCommand()])) == []
-    assert codec.target_frame_from_proto(target_pb2.TargetEvents(items=[target_pb2.TargetEvent()])) == TargetFrame(())
-    assert codec.draft_frame_from_proto(draft_pb2.DraftEvents(items=[draft_pb2.DraftEvent()])) == ()
+    assert target_codec.target_commands_from_proto(commands) == [(SessionId(2), SetK(3))]
+    assert draft_codec.draft_commands_from_proto(draft_pb2.DraftCommands(items=[draft_pb2.DraftCommand()])) == []
+    assert target_codec.target_frame_from_proto(
+        target_pb2.TargetEvents(items=[target_pb2.TargetEvent()])
+    ) == TargetFrame(())
+    assert draft_codec.draft_frame_from_proto(draft_pb2.DraftEvents(items=[draft_pb2.DraftEvent()])) == ()
 
 
 def test_a_method_of_a_newer_peer() -> None:
     message = common_pb2.Sampling(temperature=1.0)
     message.method = 99  # type: ignore[assignment]
-    assert codec.sampling_from_proto(message).method is Method.UNKNOWN
+    assert shared_codec.sampling_from_proto(message).method is Method.UNKNOWN
 
 
 def test_bytes_of_q_are_counted_as_the_wire_has_them() -> None:
@@ -156,7 +158,7 @@ def test_codes_of_a_newer_peer() -> None:
     events.items.add(session_id=1).error.code = 99  # type: ignore[assignment]
     events.items.add(session_id=2).verdict.finish_reason = 99  # type: ignore[assignment]
 
-    [(_, failure), (_, verdict)] = codec.target_frame_from_proto(events).items
+    [(_, failure), (_, verdict)] = target_codec.target_frame_from_proto(events).items
 
     assert isinstance(failure, SessionError)
     assert failure.code is SessionErrorCode.INTERNAL

@@ -13,8 +13,8 @@ import pytest
 from coordinator import grpc_clients
 from coordinator.grpc_clients import MAX_DRAFT_EVENTS, MAX_DRAFT_FRAME_BYTES, grpc_draft_client
 from protos import draft_pb2, target_pb2
-from rpc import codec
-from rpc.codec import DraftFrame
+from rpc import draft_codec, target_codec
+from rpc.draft_codec import DraftFrame
 from rpc.errors import Unavailable
 from rpc.server import RpcServer
 from speculation.draft_distribution import MAX_DRAFT_TOP_N, DraftDistribution
@@ -91,7 +91,9 @@ async def test_a_flood_reaches_nobody(name: str) -> None:
 
 
 def flooded(name: str) -> bytes:
-    return codec.draft_frame_to_proto(FLOODS[name](((SessionId(1), Proposal(1, 2, (3,), ())),))).SerializeToString()
+    return draft_codec.draft_frame_to_proto(
+        FLOODS[name](((SessionId(1), Proposal(1, 2, (3,), ())),))
+    ).SerializeToString()
 
 
 @pytest.mark.parametrize("data", [flooded("events"), flooded("bytes"), b"rubbish"], ids=["events", "bytes", "rubbish"])
@@ -123,7 +125,7 @@ async def test_a_frame_that_is_not_to_be_read_is_a_lost_worker(data: bytes) -> N
 def test_no_more_is_read_of_a_proposal_than_a_valid_one_has() -> None:
     q = DraftDistribution((1,) * 5000, (1,) * 5000)
     sent = Proposal(1, 2, (3,) * 5000, (0.5,) * 5000, distributions=(q,) * 300)
-    ((_, read),) = codec.draft_frame_from_proto(codec.draft_frame_to_proto(((SessionId(1), sent),)))
+    ((_, read),) = draft_codec.draft_frame_from_proto(draft_codec.draft_frame_to_proto(((SessionId(1), sent),)))
     assert isinstance(read, Proposal)
     assert len(read.token_ids) == MAX_PROPOSAL_TOKENS + 1, "still malformed"
     assert len(read.confidences) == len(read.distributions) == MAX_PROPOSAL_TOKENS
@@ -139,5 +141,5 @@ def test_what_is_too_much_for_one_frame_to_a_worker_leaves_in_several(monkeypatc
     assert len(frames) > 3
     assert sum(len(data) > 300 for data in frames) <= 1
     decoded = [target_pb2.TargetCommands.FromString(data) for data in frames]
-    assert [item for frame in decoded for item in codec.target_commands_from_proto(frame)] == items
-    assert {codec.heard_from_proto(frame) for frame in decoded} == {heard}
+    assert [item for frame in decoded for item in target_codec.target_commands_from_proto(frame)] == items
+    assert {target_codec.heard_from_proto(frame) for frame in decoded} == {heard}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coordinator.requests import GenerateRequest, Job, SpeculationDefaults, SpeculationOptions, Stopping, validate
 from coordinator.vocabulary import load_served_model
-from rpc import codec
+from rpc import target_codec
 from rpc.errors import InvalidRequest, ModelNotFound
 from speculation.messages import Grammar, LogprobOptions, Method, OpenTarget, Sampling, SessionId
 from tests.doubles.scripted_workers import toy_model_info, toy_tokenizer_json
@@ -236,7 +236,9 @@ def test_whatever_is_accepted_fits_the_model_and_the_wire(request_: GenerateRequ
     assert 0 <= job.sampling.seed < 2**64
     assert all(0 <= id_ < 11 for word in job.sampling.bad_words for id_ in word)
     assert job.sampling.min_length <= job.max_length
-    codec.target_commands_to_proto([(SessionId(1), OpenTarget((1,), job.sampling, 9, (), 0, logprobs=job.logprobs))])
+    target_codec.target_commands_to_proto(
+        [(SessionId(1), OpenTarget((1,), job.sampling, 9, (), 0, logprobs=job.logprobs))]
+    )
     assert 0 <= job.k <= 64
     assert 0 <= job.max_lookahead <= 256
 

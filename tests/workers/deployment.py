@@ -14,7 +14,7 @@ from coordinator.settings import CoordinatorSettings
 from draft_worker.engine import DraftEngine
 from inference import ModelThread, PagedRuntime, load_tokenizer_json
 from protos import draft_pb2_grpc, generation_pb2_grpc, target_pb2_grpc
-from rpc.codec import DraftFrame
+from rpc.draft_codec import DraftFrame
 from rpc.engine_host import EngineHost
 from rpc.server import RpcServer
 from rpc.worker_process import describe_model

@@ -26,7 +26,7 @@ from coordinator.settings import CoordinatorSettings
 from draft_worker.engine import DraftEngine
 from grammar import GrammarCompiler
 from inference import ModelThread, PagedRuntime, load_tokenizer_json
-from rpc.codec import DraftFrame
+from rpc.draft_codec import DraftFrame
 from rpc.engine_host import EngineHost
 from rpc.worker_process import describe_model
 from speculation.messages import DraftCommand, TargetCommand, TargetFrame
