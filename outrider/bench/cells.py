@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Final
 
+from outrider.bench.best_k import BestK, best_k
 from outrider.bench.coordinator_work import CoordinatorWork
 from outrider.bench.estimates import Estimate, median_of
 from outrider.bench.ideal import BareSteps, Ideal
@@ -50,6 +51,8 @@ class Cell:
     """To plain decoding through the same server; None where they need not be."""
     ratios: Mapping[str, Estimate]
     """tokens_per_s over every other system's of the same block, as `ratio_to_plain`; only for outrider."""
+    best_k: BestK | None
+    """Only for outrider, beside fixed Ks."""
     drafted_per_committed: float | None
     """Tokens that drafters sent for each committed one."""
     caught_share: float | None
@@ -99,6 +102,7 @@ def _cell(system: str, block: Block) -> Cell:
         speculation_counts={name: sum(getattr(one, name) for one in stats) for name in _COUNTS} if stats else None,
         tokens_equal=_tokens_equal(system, block),
         ratios=_ratios(block) if system == OUTRIDER else {},
+        best_k=best_k(block.rounds) if system == OUTRIDER else None,
         drafted_per_committed=_drafted_per_committed(stats, runs),
         caught_share=_caught_share(stats),
         coordinator_us_per_token=_median(rounds, _coordinator_us_per_token),

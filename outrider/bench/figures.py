@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from outrider.bench.best_k import NEEDED_SHARE
 from outrider.bench.cells import Cell
 from outrider.bench.estimates import Estimate
 from outrider.bench.machine import Memory
@@ -17,13 +18,11 @@ from outrider.bench.systems import (
     TRANSFORMERS_PLAIN,
     TURNS,
     WRONG_DRAFTER,
-    fixed_k,
 )
 
 Relation = Literal[">=", "<=", "<"]
 
 NEVER_SLOWER: Final = 0.97
-BEST_K_SHARE: Final = 0.95
 BUSY: Final = 32
 """Concurrency at which the coordinator's work is judged."""
 
@@ -131,18 +130,6 @@ def figures_of(cells: Sequence[Cell], memory: Memory | None) -> list[Figure]:
     ]
 
 
-def best_fixed(cell: Cell) -> tuple[str, Estimate] | None:
-    """The fixed K that was fastest beside this cell of outrider, and outrider over it; None without any.
-
-    Whichever of several equals was lucky is the best, so the ratio is a little too low.
-    """
-    fixed = [(ratio.value, name, ratio) for name, ratio in cell.ratios.items() if fixed_k(name) is not None]
-    if not fixed:
-        return None
-    _, name, ratio = min(fixed)
-    return name, ratio
-
-
 def _single(cells: Sequence[Cell]) -> Iterator[Figure]:
     for rule in _RULES:
         found = (rule.value(cell) for cell in cells if rule.is_about(cell))
@@ -176,11 +163,11 @@ def _worst(cells: Sequence[Cell]) -> Iterator[Figure]:
 
 
 def _best_k(cells: Sequence[Cell]) -> Iterator[Figure]:
-    found = [(best, cell) for cell in cells if cell.system == OUTRIDER and (best := best_fixed(cell)) is not None]
+    found = [(cell.best_k, cell) for cell in cells if cell.best_k is not None]
     if found:
-        (name, ratio), cell = min(found, key=lambda one: one[0][1].value)
-        meaning = f"over the best fixed K, worst: {name}, {described(cell.condition)}"
-        yield Figure("over_best_k", meaning, ratio.value, ratio.spread, ">=", BEST_K_SHARE)
+        best, cell = min(found, key=lambda one: one[0].share.value)
+        meaning = f"over the best fixed K, worst: {best.name}, {described(cell.condition)}"
+        yield Figure("over_best_k", meaning, best.share.value, best.share.spread, ">=", NEEDED_SHARE)
 
 
 def _coordinator(cells: Iterable[Cell]) -> Iterator[Figure]:

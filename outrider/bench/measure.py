@@ -15,16 +15,17 @@ from typing import Final, TypeVar
 
 from outrider.bench.coordinator_work import CoordinatorWork, WorkMeter, no_meter
 from outrider.bench.ideal import BareSteps, Ideal
-from outrider.bench.systems import OUTRIDER, PLAIN, Run, System, Task
+from outrider.bench.systems import OUTRIDER, PLAIN, TRANSFORMERS, Run, System, Task
 
 ItemT = TypeVar("ItemT")
 
 _WARM_UP_ROUNDS: Final = 2
 _WARM_UP_SEEDS: Final = 500_000
+_WARM_UP_TOKENS: Final = 8
 
 BareClock = Callable[[], Awaitable[BareSteps]]
 
-MIN_BATCHES: Final = 3
+MIN_BATCHES: Final = 6
 """Batches under one condition with several requests at a time: a median of fewer pairs says little."""
 
 
@@ -61,11 +62,20 @@ class Round:
         return self.num_tokens / max(run.total_s for run in self.runs)
 
     @property
+    def num_steps(self) -> int:
+        """Verify steps of all runs, each run's counted; 0 where nothing is known of them."""
+        return sum(run.speculation.num_steps for run in self.runs if run.speculation is not None)
+
+    @property
+    def decode_s(self) -> float:
+        """From the first token of any to the last of all."""
+        return max(run.total_s for run in self.runs) - min(run.first_token_s for run in self.runs)
+
+    @property
     def decode_tokens_per_s(self) -> float | None:
         """After the first tokens; None if all came at once."""
         num_later = self.num_tokens - sum(run.num_first_tokens for run in self.runs)
-        elapsed_s = max(run.total_s for run in self.runs) - min(run.first_token_s for run in self.runs)
-        return num_later / elapsed_s if num_later and elapsed_s > 0 else None
+        return num_later / self.decode_s if num_later and self.decode_s > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +192,9 @@ async def measure(
     the coordinator has done so far.
     """
     for batch in itertools.islice(itertools.cycle(work), _WARM_UP_ROUNDS):
-        await _round(systems, [_warm_up(task) for task in batch], condition, observer, meter)
+        for system in systems:
+            tasks = [_warm_up(task, system.name) for task in batch]
+            await _round([system], tasks, condition, observer, meter)
     rounds: dict[str, list[Round]] = {system.name: [] for system in systems}
     compared = [s for s in systems if s.name != PLAIN and s.must_equal_plain(condition.temperature)]
     differences: list[Difference] = []
@@ -198,9 +210,12 @@ async def measure(
     return Block(condition, rounds, tuple(differences), frozenset(system.name for system in compared))
 
 
-def _warm_up(task: Task) -> Task:
-    """Half the task, with a seed that is not measured."""
-    return replace(task, max_tokens=max(2, task.max_tokens // 2), seed=task.seed + _WARM_UP_SEEDS)
+def _warm_up(task: Task, system: str) -> Task:
+    """Half the task, with a seed that is not measured; less for a system that learns nothing."""
+    num_tokens = max(2, task.max_tokens // 2)
+    if system in TRANSFORMERS:
+        num_tokens = min(num_tokens, _WARM_UP_TOKENS)
+    return replace(task, max_tokens=num_tokens, seed=task.seed + _WARM_UP_SEEDS)
 
 
 async def _round(

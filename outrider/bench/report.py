@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Final
 
 from rich import box
 from rich.table import Table
 
+from outrider.bench.best_k import NEEDED_SHARE, BestK
 from outrider.bench.cells import Cell
 from outrider.bench.estimates import Estimate
-from outrider.bench.figures import BEST_K_SHARE, Figure, best_fixed, described, figures_of
+from outrider.bench.figures import Figure, described, figures_of
 from outrider.bench.machine import Memory
 from outrider.bench.measure import Condition
 from outrider.bench.stages import Results
-from outrider.bench.systems import OUTRIDER, PLAIN, SYSTEMS
+from outrider.bench.systems import PLAIN, SYSTEMS
 
 _WAYS: Final = ("to_target", "from_target")
 _SYSTEM_WIDTH: Final = max(map(len, SYSTEMS))
@@ -72,12 +74,23 @@ def cell_object(cell: Cell) -> dict[str, object]:
         "tokens_equal": cell.tokens_equal,
         "wanted_acceptance": cell.condition.wanted_acceptance,
         "ratios": {name: {"value": ratio.value, "spread": list(ratio.spread)} for name, ratio in cell.ratios.items()},
+        "best_fixed_k": None if cell.best_k is None else _best_k_object(cell.best_k),
         "drafted_per_committed": cell.drafted_per_committed,
         "caught_share": cell.caught_share,
         "coordinator_us_per_token": _value(cell.coordinator_us_per_token),
         "frames_per_step": cell.frames_per_step and dict(zip(_WAYS, cell.frames_per_step, strict=True)),
         **_ideal_object(cell),
         "num_runs": cell.num_runs,
+    }
+
+
+def _best_k_object(best: BestK) -> dict[str, object]:
+    return {
+        "system": best.name,
+        "share": best.share.value,
+        "spread": list(best.share.spread),
+        "standard_error": best.error,
+        "paces": best.paces and [asdict(pace) for pace in best.paces],
     }
 
 
@@ -161,15 +174,27 @@ def equality_line(results: Results) -> str:
 
 
 def best_k_lines(cells: Sequence[Cell]) -> list[str]:
-    """Where the policy is not within 5 % of the best fixed K, and by which it was beaten there."""
-    lines = []
-    for cell in cells:
-        best = best_fixed(cell) if cell.system == OUTRIDER else None
-        if best is not None and best[1].value < BEST_K_SHARE:
-            lines.append(
-                f"Slower than {best[0]} ({described(cell.condition)}): {_with_spread(best[1])} of its tokens/s."
-            )
-    return lines
+    """Where the policy is not within 5 % of the best fixed K, and why: chance, or what its steps are like."""
+    found = [(cell.best_k, cell) for cell in cells if cell.best_k is not None]
+    return [
+        f"Slower than {best.name} ({described(cell.condition)}): {best.share.value:.2f} of its tokens/s{_why(best)}."
+        for best, cell in found
+        if not best.is_enough
+    ]
+
+
+def _why(best: BestK) -> str:
+    parts = ""
+    if best.error is not None:
+        chance = f"may be chance, {NEEDED_SHARE:g} is within two" if best.may_be_enough else "no chance"
+        parts += f", standard error {best.error:.2f} ({chance})"
+    if best.paces is not None:
+        mine, its = best.paces
+        parts += (
+            f"; {mine.tokens_per_step:.2f} tokens a step against {its.tokens_per_step:.2f}, "
+            f"{1000 * mine.step_s:.1f} ms a step against {1000 * its.step_s:.1f}"
+        )
+    return parts
 
 
 def ideal_lines(cells: Sequence[Cell]) -> list[str]:
