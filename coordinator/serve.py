@@ -17,7 +17,7 @@ from coordinator.settings import CoordinatorSettings
 from coordinator.traffic import Traffic
 from protos import generation_pb2_grpc
 from rpc.metrics_endpoint import metrics_endpoint
-from rpc.server import OnStatus, RpcServer, Status, serve_until_stopped, stop_on_signals
+from rpc.server import OnStatus, RpcServer, Status, serve_until_stopped, settle, stop_on_signals
 from telemetry.tracing import Tracing, make_tracing
 
 
@@ -42,6 +42,7 @@ async def serve(settings: CoordinatorSettings, on_status: OnStatus, stop: asynci
                 servicer = GenerationServicer(coordinator, settings.max_requests_per_stream)
                 generation_pb2_grpc.add_GenerationServicer_to_server(servicer, server.grpc_server)
                 with_http = _with_http_address(on_status, http_address)
+                settle()
                 await serve_until_stopped(server, with_http, stop, settings.grace_s, _summary(coordinator))
     finally:
         await coordinator.close()

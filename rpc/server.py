@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -126,6 +127,15 @@ async def serve_until_stopped(
     finally:
         await server.stop(0)
         on_status(Status("stopped", "", server.address))
+
+
+def settle() -> None:
+    """Keeps the garbage collector out of the way of whoever has to answer within milliseconds; before serving begins.
+
+    A full collection over what a coordinator imports takes 31 ms, over a worker's more.
+    """
+    gc.collect()
+    gc.freeze()  # what loading made stays for ever: the collector need not look at it again
 
 
 @contextlib.contextmanager

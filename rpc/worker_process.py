@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from tokenizers import Tokenizer
 from rpc.engine_host import EngineHost, MakeThread
 from rpc.errors import OutriderError
 from rpc.metrics_endpoint import metrics_endpoint
-from rpc.server import OnStatus, RpcServer, Status, serve_until_stopped
+from rpc.server import OnStatus, RpcServer, Status, serve_until_stopped, settle
 from rpc.worker_core import CommandT, FrameT
 from rpc.worker_settings import WorkerSettings
 from speculation.messages import ChatTemplate, ModelInfo
@@ -91,16 +90,10 @@ async def serve_worker(
         async with metrics_endpoint(registry, settings.host, settings.metrics_port, on_status, address):
             on_status(Status("loading", f"loading {settings.model}", address))
             loaded = await asyncio.to_thread(load, on_progress)
-            _settle()
+            settle()
             await _serve(server, loaded, add_servicer, on_status, settings.shutdown_grace_s)
     finally:
         await server.stop(0)
-
-
-def _settle() -> None:
-    """Keeps the collector out of the way of a thread that runs a step every few milliseconds."""
-    gc.collect()
-    gc.freeze()  # what loading made stays for ever: the collector need not look at it again
 
 
 async def _serve(
