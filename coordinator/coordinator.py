@@ -386,12 +386,12 @@ class Coordinator:
             self._traffic.num_target_steps += 1
             self._costs[link.name].observe(frame.step)
         load, now_s = Load(len(link.sessions)), time.monotonic()
-        leaves_in_s = link.gather(frame, now_s)
+        wanted_in_s = link.gather(frame, now_s)
         for session_id, event in frame.items:
             session = link.sessions.get(session_id)
             if session is not None:
                 try:
-                    session.on_target_event(event, load, now_s, frame.step, leaves_in_s)
+                    session.on_target_event(event, load, now_s, frame.step, wanted_in_s)
                 except Exception as error:  # a defect in one session must not take the others along
                     _fail(session, error)
 

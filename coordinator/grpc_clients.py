@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from protos import common_pb2, draft_pb2, draft_pb2_grpc, target_pb2, target_pb2
 from rpc import draft_codec, shared_codec, target_codec
 from rpc.channel import MAX_MESSAGE_BYTES, open_channel
 from rpc.draft_codec import DraftFrame
-from rpc.errors import Overloaded, Unavailable, from_rpc_error
+from rpc.errors import OutriderError, Overloaded, Unavailable, from_rpc_error
 from speculation.gathering import Hearing
 from speculation.messages import DraftCommand, Heard, ModelInfo, SessionId, TargetCommand, TargetFrame
 
@@ -40,6 +41,8 @@ MAX_DRAFT_EVENTS = 8192
 
 MAX_SENT_BYTES = MAX_MESSAGE_BYTES // 2
 """Of one frame; what is more leaves in several, since a message too large would end the connection for everyone."""
+
+_log = logging.getLogger(__name__)
 
 TokenizerCache: TypeAlias = MutableMapping[bytes, bytes]
 """tokenizer.json by its SHA-256; shared by the clients of one coordinator."""
@@ -209,6 +212,11 @@ class GrpcConnection(Generic[CommandT, FrameT]):
             self._lose(from_rpc_error(error))
         except Unavailable as error:
             self._lose(error)
+        except Exception as error:  # else the worker would seem to be up, and nothing that it says be heard
+            _log.exception("a frame could not be handled")
+            self._lose(
+                OutriderError(f"the coordinator failed at a frame of this worker: {error!r}; its log says where")
+            )
 
     def _decoded(self, data: bytes) -> FrameT:
         try:

@@ -85,7 +85,7 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
             self._outgoing.on_told_drafter(session_id, command)
 
     def gather(self, frame: TargetFrame, now_s: float) -> float:
-        """A target's frame says how long commands may gather; returns the seconds until the next frame to it leaves."""
+        """A target's frame says how long commands may gather; returns `Outbox.wanted_in_s`."""
         return self._outgoing.on_frame(frame, now_s) if self._outgoing is not None else 0.0
 
     async def run(self) -> None:

@@ -22,27 +22,25 @@ class Outgoing(Generic[CommandT]):
         self._outbox = outbox
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.Handle | None = None
+        self._due_s = 0.0  # what the timer is set for
 
     def send(self, session_id: SessionId, command: CommandT) -> None:
         """Says something now or, together with other things, when it is of use."""
-        self._outbox.put(session_id, command)
-        if self._timer is not None and self._outbox.is_complete:
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._set_timer()
+        now_s = time.monotonic()
+        self._outbox.put(session_id, command, now_s)
+        if self._timer is None or self._outbox.due_s(now_s) < self._due_s:
+            self._set_timer(now_s)
 
     def on_told_drafter(self, session_id: SessionId, command: DraftCommand) -> None:
         """See `Outbox.on_told_drafter`."""
         self._outbox.on_told_drafter(session_id, command)
 
     def on_frame(self, frame: TargetFrame, now_s: float) -> float:
-        """A frame of the target came, see `Outbox.on_frame`. Returns seconds until the next one to it leaves."""
+        """A frame of the target came, see `Outbox.on_frame`. Returns `Outbox.wanted_in_s`."""
         self._outbox.on_frame(frame, now_s)
         if self._timer is not None:
-            self._timer.cancel()
-            self._set_timer()
-        return self._outbox.leaves_in_s(now_s)
+            self._set_timer(now_s)
+        return self._outbox.wanted_in_s(now_s)
 
     async def close(self) -> None:
         """Ends the connection; what has not left is lost. Idempotent."""
@@ -50,9 +48,11 @@ class Outgoing(Generic[CommandT]):
             self._timer.cancel()
         await self._connection.close()
 
-    def _set_timer(self) -> None:
-        now_s = time.monotonic()
-        after_s = self._outbox.due_s(now_s) - now_s - TIMER_STEP_S / 2
+    def _set_timer(self, now_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_s = self._outbox.due_s(now_s)
+        after_s = self._due_s - now_s - TIMER_STEP_S / 2
         if after_s > 0.0:
             self._timer = self._loop.call_later(after_s, self._leave)
         else:

@@ -156,13 +156,13 @@ class Session:
         load: Load,
         now_s: float,
         report: StepReport | None = None,
-        leaves_in_s: float = 0.0,
+        wanted_in_s: float = 0.0,
     ) -> None:
-        """``report`` is that of the step behind the event; in ``leaves_in_s`` the next frame to the target leaves."""
+        """``report`` is that of the step behind the event; in ``wanted_in_s`` drafts should be here (`Outbox`)."""
         self.num_beside = load.num_sessions
         if isinstance(event, Verdict):
             self.meter.on_verdict(event, now_s)
-        actions = self.relay.on_target_event(event, load, now_s, leaves_in_s)
+        actions = self.relay.on_target_event(event, load, now_s, wanted_in_s)
         if self.traces is not None and isinstance(event, Verdict) and actions:  # none: it came too late
             self.traces.on_verdict(event, report, now_s)
         self._perform(actions)

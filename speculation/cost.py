@@ -45,6 +45,11 @@ CENTRE_TOKENS = 3
 RIDGE = 1e-3
 """Keeps the plane defined while all steps were alike (plain decoding: as many tokens as sessions)."""
 
+MIN_STEP_S, MAX_STEP_S = 1e-9, 1e5
+MAX_LEVEL = 1e3
+"""A machine gets no slower, and no faster, than so many times. All are bounds on what a worker may report: what is
+computed from it stays finite."""
+
 KNOWN_BELOW = 4
 """Nothing is said about steps of less than 1/4 of the smallest seen: after prefill alone a plain step is unknown."""
 
@@ -153,8 +158,8 @@ class StepCostModel:
         self._curves: dict[int, StepCurve] = {}  # by number of sessions
 
     def observe(self, report: StepReport) -> None:
-        """One step. Reports without tokens or time are ignored."""
-        if report.num_tokens <= 0 or not 0.0 < report.step_s < math.inf:
+        """One step. Reports without tokens, or of a time that no step takes, are ignored."""
+        if report.num_tokens <= 0 or not MIN_STEP_S <= report.step_s <= MAX_STEP_S:
             return
         self._num_observed += 1
         self._min_tokens = min(self._min_tokens, report.num_tokens)
@@ -164,7 +169,8 @@ class StepCostModel:
             self._curves.clear()
         cell = self._cells[key]
         if cell.recent_s:
-            self._levels.append(report.step_s / cell.typical_s)
+            change = report.step_s / cell.typical_s
+            self._levels.append(min(max(change, 1.0 / MAX_LEVEL), MAX_LEVEL))
         cell.add(report, self._level, self._num_observed)
         if self._num_observed - self._num_fitted >= min(self._refit_every, 1 + self._num_observed // REFIT_FRACTION):
             self._num_fitted = self._num_observed

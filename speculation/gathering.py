@@ -39,7 +39,7 @@ NEWS_KEPT = 32
 """News that an answer may tell of."""
 
 MAX_GATHER_S = 1.0
-"""Nothing is held back longer, whatever anybody is told."""
+"""Nobody is believed who asks for more; and a coordinator holds nothing back longer, whatever else it is told."""
 
 ALONG = 0.25
 """Share of the target's step by which drafts may leave early in the company of others."""
@@ -159,16 +159,16 @@ class Departure:
     def __init__(self) -> None:
         self._news_s: float | None = None  # when the last ones came
         self._period_s = 0.0  # from the one before; at first as good a guess as there is
-        self._longest_s = 0.0  # that the target's step is taken to last
         self._due_s: float | None = None
+        self._due_first_s: float | None = None
 
     def on_news(self, gather_s: float, now_s: float) -> None:
         """News of the target, with how long to gather from now on."""
         gather_s = min(gather_s, MAX_GATHER_S) if gather_s > 0.0 else 0.0
-        self._longest_s = min(MAX_PERIOD * gather_s, MAX_GATHER_S)
-        self._period_s = gather_s if self._news_s is None else min(now_s - self._news_s, self._longest_s)
+        longest_s = min(MAX_PERIOD * gather_s, MAX_GATHER_S)
+        self._period_s = gather_s if self._news_s is None else min(now_s - self._news_s, longest_s)
         self._news_s = now_s
-        self._due_s = now_s + gather_s if gather_s else None
+        self._due_s = self._due_first_s = now_s + gather_s if gather_s else None
 
     @property
     def gathers(self) -> bool:
@@ -178,15 +178,19 @@ class Departure:
     def gather_for(self, time_s: float, now_s: float) -> None:
         """Without news: what follows leaves so much later, together. 0: each at once."""
         self._period_s = min(time_s, MAX_GATHER_S)
-        self._due_s = now_s + self._period_s if self._period_s > 0.0 else None
+        self._due_s = self._due_first_s = now_s + self._period_s if self._period_s > 0.0 else None
 
     def due_s(self, now_s: float) -> float:
         """When what there is leaves; ``now_s``: at once."""
         return now_s if self._due_s is None else self._due_s
 
-    def after_step_s(self, now_s: float) -> float:
-        """When to give up waiting for the next news."""
-        return self.due_s(now_s) + self._longest_s
+    def due_first_s(self, now_s: float) -> float:
+        """The same, had nothing left since the last news."""
+        return now_s if self._due_first_s is None else self._due_first_s
+
+    def forget(self) -> None:
+        """What follows leaves at once, until the next news."""
+        self._due_s = self._due_first_s = None
 
     def may_wait_until(self, next_s: float) -> bool:
         """Is the next occasion, ``next_s``, early enough?"""

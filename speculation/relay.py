@@ -217,22 +217,22 @@ class RelaySession:
         self.stats.num_target_losses += 1
         return self._close_drafter()
 
-    def on_target_event(self, event: TargetEvent, load: Load, now_s: float, leaves_in_s: float = 0.0) -> list[Action]:
+    def on_target_event(self, event: TargetEvent, load: Load, now_s: float, wanted_in_s: float = 0.0) -> list[Action]:
         """A verdict or an error from the target that holds the session.
 
-        ``leaves_in_s``: until the next frame to the target leaves, and drafts have to be here; 0: when there is any.
+        ``wanted_in_s``: until drafts should be here, to leave with the next frame to the target; 0: as soon as any are.
         """
         if self._over or not self._target_open:
             return []
         if isinstance(event, SessionError):
             return self._end([Fail(event)], close_target=False)
-        return self._on_verdict(event, load, now_s, leaves_in_s)
+        return self._on_verdict(event, load, now_s, wanted_in_s)
 
-    def _on_verdict(self, verdict: Verdict, load: Load, now_s: float, leaves_in_s: float) -> list[Action]:
+    def _on_verdict(self, verdict: Verdict, load: Load, now_s: float, wanted_in_s: float) -> list[Action]:
         self._token_ids.extend(verdict.token_ids)
         self._gate.on_verdict()
         self._trip.on_told(len(self._token_ids), now_s)
-        self._gather_s = self._trip.gather_s(leaves_in_s or None)
+        self._gather_s = self._trip.gather_s(wanted_in_s or None)
         self.stats.count(verdict, self._k)
         emit = Emit(
             *(verdict.token_ids, verdict.num_accepted, verdict.num_drafted, self._k),

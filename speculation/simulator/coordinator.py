@@ -115,11 +115,11 @@ class ModelledCoordinator:
         if frame.step is not None:
             peer.costs.observe(frame.step)
         peer.outbox.on_frame(frame, now_s)
-        leaves_in_s = peer.outbox.leaves_in_s(now_s)
+        wanted_in_s = peer.outbox.wanted_in_s(now_s)
         for session_id, event in frame.items:
             request = peer.sessions.get(session_id)
             if request is not None and request.relay is not None:
-                self._perform(request, request.relay.on_target_event(event, load, now_s, leaves_in_s))
+                self._perform(request, request.relay.on_target_event(event, load, now_s, wanted_in_s))
 
     def _take_draft_frame(self, peer: Peer[DraftCommand], frame: DraftFrame) -> None:
         for session_id, event in frame:
@@ -180,10 +180,10 @@ class ModelledCoordinator:
         for action in actions:
             if isinstance(action, ToTarget):
                 assert request.target is not None
-                request.target.outbox.put(request.id, action.command)
+                request.target.outbox.put(request.id, action.command, self._clock.now_s)
             elif isinstance(action, ToDraft):
                 assert request.draft is not None
-                request.draft.outbox.put(request.id, action.command)
+                request.draft.outbox.put(request.id, action.command, self._clock.now_s)
                 if request.target is not None:
                     request.target.outbox.on_told_drafter(request.id, action.command)
             elif isinstance(action, Emit):

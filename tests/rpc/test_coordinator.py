@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from coordinator.grpc_clients import grpc_target_client
 from coordinator.requests import GenerateRequest
 from coordinator.settings import CoordinatorSettings
-from protos import generation_pb2, target_pb2, target_pb2_grpc
+from protos import generation_pb2
 from rpc.errors import (
     InvalidRequest,
     ModelMismatch,
@@ -22,15 +21,12 @@ from rpc.errors import (
     Unavailable,
     from_rpc_error,
 )
-from rpc.server import RpcServer
 from speculation.messages import (
     CloseSession,
     OpenDraft,
     OpenTarget,
     SessionError,
     SessionErrorCode,
-    SessionId,
-    TargetFrame,
 )
 from tests.doubles.eventually import eventually
 from tests.doubles.scripted_workers import TOY_LETTERS, ScriptedDrafter, ScriptedTarget, toy_tokenizer_json
@@ -266,27 +262,6 @@ async def test_drafter_that_gave_up_a_session_has_room_for_another() -> None:
         answers = await asyncio.gather(first, second)
 
     assert [answer.token_ids for answer in answers] == [spoken(PROMPT, 40)] * 2
-
-
-async def test_stream_that_the_worker_ends_is_a_lost_worker() -> None:
-    class Leaving(target_pb2_grpc.TargetWorkerServicer):
-        async def Verify(self, requests, context):  # type: ignore[no-untyped-def]
-            yield target_pb2.TargetEvents()
-
-    server = RpcServer("127.0.0.1", 0, [])
-    target_pb2_grpc.add_TargetWorkerServicer_to_server(Leaving(), server.grpc_server)
-    client = grpc_target_client(await server.open(), 5.0, {})
-    frames, losses = [], []
-    try:
-        connection = await client.connect(frames.append, losses.append)
-        await eventually(lambda: bool(losses), "the loss")
-        connection.send(SessionId(1), CloseSession())  # does nothing
-        await connection.close()
-    finally:
-        await client.close()
-        await server.stop(0)
-
-    assert (frames, losses) == ([TargetFrame(())], [None])
 
 
 async def test_rubbish_from_a_drafter_changes_nothing() -> None:

@@ -132,7 +132,7 @@ def test_no_more_is_read_of_a_proposal_than_a_valid_one_has() -> None:
     assert {(len(one.token_ids), len(one.weights)) for one in read.distributions} == {(MAX_DRAFT_TOP_N + 1,) * 2}
 
 
-def test_what_is_too_much_for_one_frame_to_a_worker_leaves_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_too_much_for_one_frame_to_a_worker_wanted_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_clients, "MAX_SENT_BYTES", 300)
     items: list[tuple[SessionId, TargetCommand]] = [(SessionId(index), SetK(index % 7)) for index in range(100)]
     items.insert(50, (SessionId(7), Proposal(1, 2, (1,) * 256, ())))  # one that is too large by itself leaves alone

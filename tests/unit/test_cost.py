@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterable
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.cost import StepCostModel
+from speculation.cost import MAX_STEP_S, MIN_STEP_S, StepCostModel
 from speculation.messages import StepReport
 
 
@@ -43,9 +44,18 @@ def test_unknown_until_a_comparable_step_was_seen() -> None:
 
 def test_reports_of_nothing_are_ignored() -> None:
     costs = StepCostModel()
-    for step_s, num_tokens in ((0.0, 1), (-1.0, 1), (0.1, 0), (float("nan"), 1), (float("inf"), 1)):
+    for step_s, num_tokens in ((0.0, 1), (-1.0, 1), (0.1, 0), (float("nan"), 1), (float("inf"), 1), (5e-324, 1)):
         costs.observe(StepReport(step_s, 1, num_tokens))
     assert costs.step_s(1) is None
+
+
+@pytest.mark.parametrize("times_s", [(1e308, 5e-324), (MAX_STEP_S, MIN_STEP_S), (1e-9, 1e-3)])
+def test_nothing_that_is_reported_makes_an_estimate_that_is_no_number(times_s: tuple[float, float]) -> None:
+    costs = StepCostModel()
+    for index in range(200):
+        costs.observe(StepReport(times_s[index % 2], 1 + index % 3, 1 + index % 7))
+        step_s = costs.step_s(1 + index % 7)
+        assert step_s is None or 0.0 < step_s < math.inf
 
 
 def test_outliers_do_no_harm() -> None:
