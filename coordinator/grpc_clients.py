@@ -58,6 +58,7 @@ class _Wire(Generic[CommandT, FrameT]):
     """What differs between the two kinds of worker."""
 
     make_stub: Callable[[grpc.aio.Channel], _WorkerStub]
+    service: str
     stream_method: str
     encode: Callable[[Sequence[tuple[SessionId, CommandT]], Heard], bytes]
     decode: Callable[[bytes], FrameT]
@@ -85,13 +86,15 @@ def _draft_frame(data: bytes) -> DraftFrame:
 
 _TARGET_WIRE: _Wire[TargetCommand, TargetFrame] = _Wire(
     make_stub=target_pb2_grpc.TargetWorkerStub,
-    stream_method="/outrider.v1.TargetWorker/Verify",
+    service="TargetWorker",
+    stream_method="Verify",
     encode=lambda items, heard: target_codec.target_commands_to_proto(items, heard).SerializeToString(),
     decode=lambda data: target_codec.target_frame_from_proto(target_pb2.TargetEvents.FromString(data)),
 )
 _DRAFT_WIRE: _Wire[DraftCommand, DraftFrame] = _Wire(
     make_stub=draft_pb2_grpc.DraftWorkerStub,
-    stream_method="/outrider.v1.DraftWorker/Draft",
+    service="DraftWorker",
+    stream_method="Draft",
     encode=lambda items, heard: draft_codec.draft_commands_to_proto(items).SerializeToString(),
     decode=_draft_frame,
 )
@@ -129,7 +132,8 @@ class GrpcClient(Generic[CommandT, FrameT]):
         self._wire = wire
         self._channel = open_channel(address)
         self._stub = wire.make_stub(self._channel)
-        self._stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(wire.stream_method)
+        method = f"/outrider.v1.{wire.service}/{wire.stream_method}"
+        self._stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(method)
 
     @property
     def name(self) -> str:
@@ -141,6 +145,9 @@ class GrpcClient(Generic[CommandT, FrameT]):
             info = shared_codec.model_info_from_proto(message)
             return info, await self._tokenizer(info.tokenizer_sha256)
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                problem = f"what answers at {self._address} is no {self._wire.service}; is it another role's address?"
+                raise Unavailable(problem) from error
             raise from_rpc_error(error) from error
 
     async def _tokenizer(self, digest: bytes) -> bytes:

@@ -66,6 +66,7 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
         """To the worker and back, if it answers news."""
         self._costs = costs
         self._described: ServedModel | None = None  # whether or not it may serve here
+        self._was_missed = False  # somebody was told that it is not there
         self._client = client
         self._events = events
         self._outgoing: Outgoing[CommandT] | None = None  # while connected
@@ -126,7 +127,8 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
             return lost
         self._outgoing = Outgoing(connection, Outbox(self._costs))
         self.problem, self.was_tried = None, True
-        _log.info("connected to worker", extra={"worker": self.name, "model": model.info.name})
+        level, self._was_missed = logging.WARNING if self._was_missed else logging.INFO, False
+        _log.log(level, "connected to worker", extra={"worker": self.name, "model": model.info.name})
         self._events.on_up(self)
         return lost
 
@@ -142,6 +144,7 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
         if self._outgoing is None:
             return
         self._outgoing = None
+        self._was_missed = True
         problem = str(error or "the stream ended")
         _log.warning("lost worker", extra={"worker": self.name, "problem": problem, "num_sessions": len(self.sessions)})
         sessions, self.sessions = list(self.sessions.values()), {}
@@ -149,6 +152,7 @@ class WorkerLink(Generic[CommandT, FrameT, SessionT]):
 
     def _report(self, problem: OutriderError) -> None:
         if self.problem is None or self.problem.message != problem.message:
+            self._was_missed = True
             _log.warning("cannot use worker", extra={"worker": self.name, "problem": problem.message})
         self.problem, self.was_tried = problem, True
         self._events.on_problem()

@@ -195,7 +195,7 @@ def _length_violations(max_tokens: int | None, num_prompt: int, info: ModelInfo)
         yield FieldViolation("max_tokens", f"is {max_tokens}; must be at least 1")
     elif num_prompt < info.max_context < num_prompt + max_tokens:
         problem = f"is {max_tokens}; with a prompt of {num_prompt} tokens at most {info.max_context - num_prompt} fit"
-        yield FieldViolation("max_tokens", f"{problem} in the context of {info.max_context}; leave it out for that")
+        yield FieldViolation("max_tokens", f"{problem} in the context of {info.max_context}")
 
 
 def _sampling_violations(request: GenerateRequest) -> Iterator[FieldViolation]:

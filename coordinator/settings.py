@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from rpc.channel import check_address
 from telemetry.settings import TelemetrySettings
 
 Addresses = Annotated[tuple[str, ...], NoDecode]
@@ -98,4 +99,11 @@ class CoordinatorSettings(TelemetrySettings):
     def _at_least_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("at least one target worker is needed, as host:port")
+        return value
+
+    @field_validator("targets", "drafts")
+    @classmethod
+    def _check_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            check_address(address)
         return value

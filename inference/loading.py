@@ -104,7 +104,7 @@ def load_model(
         probed, max_context = probe(model), usable_context(model)
         compiles = compiled and fuse and backend is None and is_worth_compiling(model)
         if compiles:
-            report("compiling its layers, which takes some seconds the first time")
+            report("compiling its layers: some seconds the first time, then they are kept")
         backend = backend or _backend(torch_device, compiles)
         forward: ModelForward = TransformersForward(model)
         if fuse:

@@ -190,4 +190,6 @@ def _violation(settings_type: type[BaseSettings], table: str, details: Mapping[s
     variable, key = environment_name(settings_type, name), public_name(name)
     if details["type"] == "missing":
         return f"{flag} is missing (or set {variable}, or {key} in [{table}] of a --config file)"
-    return f"{flag} ({variable}, or {key} in [{table}]): {message[:1].lower()}{message[1:]}, got {details['input']!r}"
+    told = f"{flag} ({variable}, or {key} in [{table}]): {message[:1].lower()}{message[1:]}"
+    given = repr(details["input"])
+    return told if given in message else f"{told}, got {given}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from rpc.channel import check_address
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -139,3 +141,9 @@ class GenerateSettings(BaseSettings):
     """Most likely tokens that the drafter draws from and tells of, for rejection and block. Unset: 64."""
     as_json: bool = Field(default=False, validation_alias="OUTRIDER_GENERATE_JSON")
     """Print one JSON object when done."""
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, value: str) -> str:
+        check_address(value)
+        return value

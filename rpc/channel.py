@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeAlias
 
 import grpc
@@ -41,6 +42,12 @@ SERVER_OPTIONS: ChannelOptions = (
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.keepalive_permit_without_calls", 1),
 )
+
+
+def check_address(address: str) -> None:
+    """Raises ValueError unless it is ``host:port`` (or ``unix:path``): without a port gRPC would take 443."""
+    if not re.fullmatch(r"unix:.+|(\[[^\]]+\]|[^:/\[\]]+):\d{1,5}", address):
+        raise ValueError(f"{address!r} is no host:port")
 
 
 def open_channel(address: str) -> grpc.aio.Channel:

@@ -143,7 +143,9 @@ def _forward(cells: Iterable[Cell]) -> Iterator[Figure]:
     bare = next((cell.bare for cell in cells if cell.bare is not None), None)
     if bare is not None:
         ratio = bare.eager_s / bare.plain_s
-        yield Figure("forward_over_eager", "transformers' layers over ours, bare plain step", ratio, None, ">=", 1.5)
+        yield Figure(
+            "forward_over_eager", "a bare plain step of transformers' layers, over one of ours", ratio, None, ">=", 1.5
+        )
 
 
 def _worst(cells: Sequence[Cell]) -> Iterator[Figure]:

@@ -51,7 +51,7 @@ def bench(settings: BenchSettings, config: Path | None = None) -> None:
         settings.as_json.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if settings.plot is not None:
         plot_cells(results.cells, settings.plot)
-    _show(results)
+    _show(results, settings.quick)
     if results.differences:
         count, first = len(results.differences), results.differences[0]
         raise CommandFailed(f"{count} completions have other tokens than they must, this is a defect; {first}")
@@ -65,13 +65,15 @@ async def _bench(settings: BenchSettings, options: StackOptions) -> Results:
         return await run.run()
 
 
-def _show(results: Results) -> None:
+def _show(results: Results, quick: bool) -> None:
     console = Console(highlight=False)
     for table in cells_tables(results.cells):
         console.print(table, "")
     figures = figures_of(results.cells, results.memory)
     if figures:
         console.print(figures_table(figures))
+    if quick:
+        console.print("So few runs judge nothing; leave out --quick for that.")
     for line in (*ideal_lines(results.cells), *best_k_lines(results.cells), equality_line(results)):
         console.print(line, soft_wrap=True)
     if results.memory is not None:

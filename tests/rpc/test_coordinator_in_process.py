@@ -33,7 +33,7 @@ def draft() -> ScriptedDrafter:
 
 @pytest.fixture
 async def coordinator(target: ScriptedTarget, draft: ScriptedDrafter) -> AsyncIterator[Coordinator]:
-    settings = CoordinatorSettings(targets="in-process", policy="fixed", max_k=4)
+    settings = CoordinatorSettings(targets="in-process:0", policy="fixed", max_k=4)
     coordinator = Coordinator(settings, [InProcessClient(target)], [InProcessClient(draft)])
     await coordinator.start()
     yield coordinator
@@ -56,7 +56,7 @@ async def test_an_unfinished_character_at_the_end_is_told(draft: ScriptedDrafter
     letters[last - 1] = "\u00e6"  # byte 0xE6: the first of three
     tokenizer_json = toy_tokenizer_json("".join(letters))
     coordinator = Coordinator(
-        CoordinatorSettings(targets="in-process"), [InProcessClient(ScriptedTarget(tokenizer_json=tokenizer_json))], []
+        CoordinatorSettings(targets="in-process:0"), [InProcessClient(ScriptedTarget(tokenizer_json=tokenizer_json))], []
     )
     await coordinator.start()
     try:

@@ -99,7 +99,7 @@ async def stack(
     )
     draft_client = InProcessClient(draft, "draft")
     chaos_client = ChaosDraftClient(draft_client, seed=3, vocab_size=VOCAB_SIZE) if chaos else None
-    settings = CoordinatorSettings(targets=("in-process",), max_sessions=8)
+    settings = CoordinatorSettings(targets=("in-process:0",), max_sessions=8)
     drafts = [wire(chaos_client or draft_client)]
     coordinator = Coordinator(settings, [InProcessClient(target, "target")], drafts, metrics=metrics)
     await coordinator.start()

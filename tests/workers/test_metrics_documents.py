@@ -30,7 +30,7 @@ GIVEN_BY_PROMETHEUS = {"le", "job", "instance"}
 @pytest.fixture
 async def registries() -> list[CollectorRegistry]:
     """One of each role, with something in every metric."""
-    settings = CoordinatorSettings(targets=("in-process",))
+    settings = CoordinatorSettings(targets=("in-process:0",))
     clients = [InProcessClient(ScriptedTarget())], [InProcessClient(ScriptedDrafter())]
     coordinator = Coordinator(settings, *clients)
     for arm in Arm:
