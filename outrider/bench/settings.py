@@ -30,7 +30,7 @@ class BenchSettings(StackSettings):
     prompts: int | None = Field(default=None, ge=1)
     """Held-out prompts to complete. Unset: 12, or 3 with --quick."""
     max_tokens: int | None = Field(default=None, ge=2)
-    """Tokens of each completion; half as many with several at a time, and of synthetic pairs. Unset: 128, or 48 with
+    """Tokens of each completion; half as many with several at a time, and of synthetic pairs. Unset: 128, or 32 with
     --quick."""
     repeats: int | None = Field(default=None, ge=1, le=1000)
     """Times that every prompt is completed on the pair, one request at a time and no latency; everywhere else once.
@@ -111,7 +111,7 @@ class BenchSettings(StackSettings):
 
     @property
     def num_tokens(self) -> int:
-        return self.max_tokens or (48 if self.quick else 128)
+        return self.max_tokens or (32 if self.quick else 128)
 
     @property
     def num_repeats(self) -> int:

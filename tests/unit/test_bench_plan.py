@@ -105,7 +105,7 @@ def test_settings_hold_lists_and_quick_defaults() -> None:
     assert (settings.concurrency_list, settings.latency_list) == ((1, 4), (0,))
     assert (settings.acceptance_list, settings.fixed_k_list) == ((), ())
     assert settings.system_list == tuple(name for name in SYSTEMS if name not in (WRONG_DRAFTER, NO_DRAFTER))
-    assert (settings.num_prompts, settings.num_tokens, settings.num_repeats) == (3, 48, 3)
+    assert (settings.num_prompts, settings.num_tokens, settings.num_repeats) == (3, 32, 3)
 
 
 @pytest.mark.parametrize(
