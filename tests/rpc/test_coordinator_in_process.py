@@ -55,9 +55,8 @@ async def test_an_unfinished_character_at_the_end_is_told(draft: ScriptedDrafter
     letters = list(TOY_LETTERS)
     letters[last - 1] = "\u00e6"  # byte 0xE6: the first of three
     tokenizer_json = toy_tokenizer_json("".join(letters))
-    coordinator = Coordinator(
-        CoordinatorSettings(targets="in-process:0"), [InProcessClient(ScriptedTarget(tokenizer_json=tokenizer_json))], []
-    )
+    client = InProcessClient(ScriptedTarget(tokenizer_json=tokenizer_json))
+    coordinator = Coordinator(CoordinatorSettings(targets="in-process:0"), [client], [])
     await coordinator.start()
     try:
         request = GenerateRequest(prompt=PROMPT, max_tokens=1, ignore_eos=True)
