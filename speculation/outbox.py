@@ -7,8 +7,8 @@ Drafts that were told to gather are what there is to wait for: when those of all
 
 Each step pays for one frame, and one that was not sent may be later: while commands gather, no more frames leave than
 steps begin. A second one for the same step would bring what was late for the first, but interrupt the step once more.
-Only a session that begins or ends is worth that: a step without it is a whole step until its first token, or for
-nothing.
+Only a session that begins or ends is worth that: to miss a step costs the one its whole time, and the other is in it
+for nobody.
 
 At once leaves what there is no reason to hold: the target is idle or may be waiting for drafts. The step that begins
 with an `OpenTarget` then is as good as told: who else begins meanwhile goes along.
@@ -70,10 +70,10 @@ class Outbox(Generic[CommandT]):
         self._drafts_at_once = frame.drafts_at_once
         self._awaited.clear()
         self._is_complete = False
-        gather_s = max(frame.gather_s, self._opening_s)
+        gather_s = max(self._opening_s, frame.gather_s)  # in this order NaN is none
         self._departure.on_news(gather_s, now_s)
-        last_step_s = frame.step.step_s if frame.step is not None else 0.0
-        self._over_s = now_s + OVER * max(min(gather_s, MAX_GATHER_S), min(last_step_s, MAX_GATHER_S))
+        longest_s = max(gather_s, frame.step.step_s) if frame.step is not None else gather_s
+        self._over_s = now_s + OVER * min(longest_s, MAX_GATHER_S)
 
     def on_told_drafter(self, session_id: SessionId, command: DraftCommand) -> None:
         """A drafter was told something after the target's last frame: perhaps to gather the session's drafts."""
