@@ -186,7 +186,7 @@ def best_k_lines(cells: Sequence[Cell]) -> list[str]:
 def _why(best: BestK) -> str:
     parts = ""
     if best.error is not None:
-        chance = f"may be chance, {NEEDED_SHARE:g} is within two" if best.may_be_enough else "no chance"
+        chance = f"may be chance, {NEEDED_SHARE:g} is within two" if best.may_be_enough else "more than chance"
         parts += f", standard error {best.error:.2f} ({chance})"
     if best.paces is not None:
         mine, its = best.paces

@@ -281,7 +281,7 @@ async def test_outrider_is_compared_with_every_other_system_round_by_round() -> 
     assert (figures["over_assisted"].value, figures["over_assisted"].holds) == (pytest.approx(1.6), True)
     assert (figures["over_best_k"].value, figures["over_best_k"].holds) == (pytest.approx(0.9), False)
     assert best_k_lines(cells) == [
-        "Slower than outrider-fixed-2 (temperature 0): 0.90 of its tokens/s, standard error 0.00 (no chance)."
+        "Slower than outrider-fixed-2 (temperature 0): 0.90 of its tokens/s, standard error 0.00 (more than chance)."
     ]
     assert [cell.system for cell in cells if cell.ratios] == [OUTRIDER]
 
