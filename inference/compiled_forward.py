@@ -18,17 +18,18 @@ from inference.model_forward import ModelForward
 from inference.packing import PackedBatch
 
 if TYPE_CHECKING:
-    from inference.compiled_layers import Buffers, Paged
+    from inference.compiled_arrays import Buffers, Paged
 
 MAX_COMPILED_BYTES = 16 << 20
 """Weights of larger models, in float32, take longer to read than their operations to launch."""
 
-MAX_COMPILED_ROWS = 16
-"""Of larger steps the products of BLAS, which use a weight for several rows at once, make up for launching them."""
+MAX_COMPILED_ROWS = 64
+"""What there is memory for. With the demo draft 48 rows of as many sequences still take half as long as by BLAS."""
 
-MAX_COMPILED_SCORES = 16_000
-"""Of a layer: positions that each row and head attends to, added up. More are faster by BLAS: with the demo draft 12
-rows of one sequence behind 300 positions or 5 behind 2,000 were, with 12 heads of 16 dimensions 5 behind 500."""
+MAX_SHARED_SCORES = 12_000
+"""Of a layer: positions that rows of one sequence attend to, all but the first row, for each head, added up. More are
+faster by BLAS, which reads a position once for all of them: with the demo draft 13 rows behind 300 positions and 5
+behind 1,000 took as long either way, with 12 heads of 16 dimensions 5 behind 500 longer."""
 
 
 def is_worth_compiling(model: PreTrainedModel) -> bool:
@@ -53,9 +54,10 @@ class CompiledForward:
 
         The KV cache must not lie by dimension. ``cached``: see `compiled_layers.compiled_step`.
         """
-        from inference import compiled_layers, compiled_weights  # here, as numba takes half a second to import
+        # not above, as numba takes half a second to import
+        from inference import compiled_arrays, compiled_layers, compiled_weights
 
-        self._compiled = compiled_layers
+        self._arrays = compiled_arrays
         self._run_step = compiled_layers.compiled_step(cached)
         self._larger = larger
         self._num_heads = weights.num_heads
@@ -67,8 +69,7 @@ class CompiledForward:
     @property
     def num_weight_bytes(self) -> int:
         """Of both ways."""
-        own = {array.ctypes.data: array.nbytes for array in (*self._matrices, *self._ends)}  # the head may be another's
-        return self._larger.num_weight_bytes + sum(own.values())
+        return self._larger.num_weight_bytes + sum(array.nbytes for array in (*self._matrices, *self._ends))
 
     def run(self, packed: PackedBatch, step: AttentionStep) -> torch.Tensor:
         if not self._is_small(step, packed):
@@ -83,12 +84,12 @@ class CompiledForward:
             self._larger.run_without_logits(packed, step)
 
     def _is_small(self, step: AttentionStep, packed: PackedBatch) -> TypeGuard[MatmulStep]:
-        num_scores = self._num_heads * sum(one.num_tokens * one.context for one in packed.sequences)
-        is_small = packed.token_ids.shape[1] <= MAX_COMPILED_ROWS and num_scores <= MAX_COMPILED_SCORES
+        num_shared = self._num_heads * sum((one.num_tokens - 1) * one.context for one in packed.sequences)
+        is_small = packed.token_ids.shape[1] <= MAX_COMPILED_ROWS and num_shared <= MAX_SHARED_SCORES
         return is_small and isinstance(step, MatmulStep)
 
     def _run(self, packed: PackedBatch, step: MatmulStep, logit_rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits = np.empty((len(logit_rows), len(self._ends.head)), np.float32)
+        logits = np.empty((len(logit_rows), len(self._ends.embedding)), np.float32)
         self._run_step(
             packed.token_ids[0].numpy(),
             logit_rows,
@@ -112,21 +113,22 @@ class CompiledForward:
         keys, values = step.cache.arrays
         positions = packed.position_ids[0].numpy()
         window = sys.maxsize if self._rule.window is None else self._rule.window
-        return self._compiled.Paged(keys, values, positions, sequences, tables, step.cache.block_size, window)
+        return self._arrays.Paged(keys, values, positions, sequences, tables, step.cache.block_size, window)
 
     def _make_buffers(self) -> Buffers:
-        matrices, size = self._matrices, self._ends.embedding.shape[1]
+        arrays, matrices, size = self._arrays, self._matrices, self._ends.embedding.shape[1]
         num_gates = matrices.down.shape[2]
 
         def rows_of(size: int) -> NDArray[np.float32]:
             return np.empty((MAX_COMPILED_ROWS, size), np.float32)
 
-        return self._compiled.Buffers(
+        return self._arrays.Buffers(
             hidden=rows_of(size),
             normed=rows_of(size),
-            qkv=rows_of(matrices.qkv.shape[1]),
+            qkv=rows_of(matrices.qkv.shape[1] * arrays.PANEL),
             attended=rows_of(matrices.attention_output.shape[2]),
-            gate_up=rows_of(2 * num_gates),
+            gate_up=rows_of(matrices.gate_up.shape[1] * arrays.PANEL),
             activated=rows_of(num_gates),
             scores=np.empty(len(self._ends.cos), np.float32),
+            tile=np.empty((arrays.TILE_ROWS, arrays.PANEL), np.float32),
         )

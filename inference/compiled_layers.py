@@ -13,85 +13,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
-from numpy.typing import NDArray
+from numba.np.arrayobj import make_array
 
-Floats: TypeAlias = NDArray[np.float32]
-Integers: TypeAlias = NDArray[np.int64]
-Weights: TypeAlias = NDArray[np.float32] | NDArray[np.uint16]
-"""Float32, or the bits of float16 numbers, of which numba knows nothing on a CPU."""
+from inference.compiled_arrays import (
+    LANES,
+    PANEL,
+    TILE_ROWS,
+    VECTORS,
+    Buffers,
+    Ends,
+    Floats,
+    Integers,
+    LayerMatrices,
+    Paged,
+    Weights,
+)
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 _FAST_MATH: Final = frozenset({"reassoc", "contract", "arcp", "nsz"})
 """Sums may be taken in the order of vectors. Infinities and NaN stay what they are."""
-
-
-class LayerMatrices(NamedTuple):
-    """Weights of all L layers, matrices as [L, outputs, inputs]."""
-
-    input_norm: Floats
-    """[L, hidden_size], as is `mlp_norm`."""
-    qkv: Weights
-    attention_output: Weights
-    mlp_norm: Floats
-    gate_up: Weights
-    down: Weights
-    unscales: Floats
-    """[L, 4], by what each layer's matrices, in the order in which they run, are to be multiplied."""
-
-
-class Ends(NamedTuple):
-    """What comes before and after the layers."""
-
-    embedding: Weights
-    """[vocab_size, hidden_size], as is `head`; which may be the same."""
-    norm: Floats
-    head: Weights
-    unscales: Floats
-    """[2], of embedding and head."""
-    cos: Floats
-    """[max_context, head_dim]"""
-    sin: Floats
-
-
-class Paged(NamedTuple):
-    """Where the step's R rows stand in the cache."""
-
-    keys: Floats
-    """[L, num_kv_heads, num_slots, head_dim], as are the values."""
-    values: Floats
-    positions: Integers
-    """[R]"""
-    sequences: Integers
-    """[R], rows of `tables`."""
-    tables: Integers
-    """[S, blocks], the block table of each sequence."""
-    block_size: int
-    window: int
-    """A row sees itself and the ``window - 1`` positions before it."""
-
-
-class Buffers(NamedTuple):
-    """Memory of one layer for at least R rows."""
-
-    hidden: Floats
-    normed: Floats
-    """[R, hidden_size], as is `hidden`."""
-    qkv: Floats
-    attended: Floats
-    gate_up: Floats
-    activated: Floats
-    """[R, outputs of the gate]"""
-    scores: Floats
-    """[max_context]"""
-
 
 _OPTIONS: Final[dict[str, Any]] = {"fastmath": set(_FAST_MATH), "error_model": "numpy", "nogil": True}
 
@@ -129,24 +78,89 @@ def _normalise(hidden: Floats, weight: Floats, eps: float, normed: Floats) -> No
             normed[row, i] = hidden[row, i] * factor * weight[i]
 
 
+def _tile_of(num_rows: int) -> Any:
+    """The intrinsic ``(inputs, panel, tile)``: ``tile[r] = inputs[r] @ panel`` for ``num_rows`` rows.
+
+    For inputs [R, I] of C order, a panel [I, PANEL] and a tile [TILE_ROWS, PANEL]. All sums stay in registers, and each
+    is taken in the order of the inputs, so that a row comes out the same however many there are. Left to itself the
+    compiler sums up vectors along the inputs and then adds up what is in each, which takes as long again for inputs as
+    few as these.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        inputs, panel, tile = (
+            make_array(kind)(context, builder, argument)
+            for kind, argument in zip(signature.args, arguments, strict=True)
+        )
+        weight, floats = signature.args[1].dtype, ir.VectorType(ir.FloatType(), LANES)
+        stored = floats if weight == types.float32 else ir.VectorType(ir.HalfType(), LANES)
+        zeros = ir.Constant(floats, [0.0] * LANES)
+        sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(VECTORS)] for _ in range(num_rows)]
+        num_inputs = cgutils.unpack_tuple(builder, inputs.shape, 2)[1]
+        row_bytes = cgutils.unpack_tuple(builder, inputs.strides, 2)[0]
+        rows = [
+            cgutils.pointer_add(builder, inputs.data, builder.mul(row_bytes, row_bytes.type(row)))
+            for row in range(num_rows)
+        ]
+        with cgutils.for_range(builder, num_inputs) as loop:
+            start = builder.mul(loop.index, loop.index.type(PANEL))
+            weights = []
+            for vector in range(VECTORS):
+                place = builder.gep(panel.data, [builder.add(start, start.type(vector * LANES))])
+                loaded = builder.load(builder.bitcast(place, stored.as_pointer()), align=weight.bitwidth // 8)
+                weights.append(loaded if stored == floats else builder.fpext(loaded, floats))
+            for row, of_row in zip(rows, sums, strict=True):
+                spread = _spread(builder, builder.load(builder.gep(row, [loop.index])), floats)
+                for one, column in zip(of_row, weights, strict=True):
+                    product = builder.fmul(spread, column, flags=["contract"])
+                    builder.store(builder.fadd(builder.load(one), product, flags=["contract"]), one)
+        for row, of_row in enumerate(sums):
+            for vector, one in enumerate(of_row):
+                place = builder.gep(tile.data, [ir.IntType(64)(row * PANEL + vector * LANES)])
+                builder.store(builder.load(one), builder.bitcast(place, floats.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    def tile_product(context: Any, inputs: Any, panel: Any, tile: Any) -> Any:
+        return types.void(inputs, panel, tile), generate
+
+    return intrinsic(tile_product)
+
+
+def _spread(builder: Any, number: Any, vector: ir.VectorType) -> Any:
+    """A vector of the same number."""
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.IntType(32)(0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), lanes)
+
+
+_tile_1, _tile_2, _tile_3, _tile_4 = (_tile_of(num_rows) for num_rows in range(1, 5))
+
+
 @_compiled
-def _project(inputs: Floats, matrix: Weights, unscale: np.float32, adds: bool, outputs: Floats) -> None:
-    """inputs @ matrix.T * unscale, for a matrix [outputs, inputs]: read from memory once for all rows."""
-    num_rows, num_inputs = inputs.shape[0], inputs.shape[1]
-    for output in range(matrix.shape[0]):
-        for row in range(0, num_rows - 1, 2):  # two at a time: a weight is widened once for them
-            first, second = np.float32(0), np.float32(0)
-            for i in range(num_inputs):
-                weight = _widened(matrix[output, i])
-                first += inputs[row, i] * weight
-                second += inputs[row + 1, i] * weight
-            outputs[row, output] = first * unscale + outputs[row, output] if adds else first * unscale
-            outputs[row + 1, output] = second * unscale + outputs[row + 1, output] if adds else second * unscale
-        if num_rows % 2:
-            row, total = num_rows - 1, np.float32(0)
-            for i in range(num_inputs):
-                total += inputs[row, i] * _widened(matrix[output, i])
-            outputs[row, output] = total * unscale + outputs[row, output] if adds else total * unscale
+def _project(inputs: Floats, matrix: Weights, unscale: np.float32, adds: bool, tile: Floats, outputs: Floats) -> None:
+    """inputs @ matrix * unscale, for a matrix [panels, inputs, PANEL]: read from memory once for all rows."""
+    num_rows, num_outputs = outputs.shape
+    for index in range(len(matrix)):
+        panel, start = matrix[index], index * PANEL
+        num_columns = min(PANEL, num_outputs - start)
+        for row in range(0, num_rows, TILE_ROWS):
+            some = inputs[row : row + TILE_ROWS]
+            if len(some) == 1:
+                _tile_1(some, panel, tile)
+            elif len(some) == 2:
+                _tile_2(some, panel, tile)
+            elif len(some) == 3:
+                _tile_3(some, panel, tile)
+            else:
+                _tile_4(some, panel, tile)
+            for i in range(len(some)):
+                sums, target = tile[i], outputs[row + i, start : start + num_columns]
+                if adds:
+                    for j in range(num_columns):
+                        target[j] += sums[j] * unscale
+                else:
+                    for j in range(num_columns):
+                        target[j] = sums[j] * unscale
 
 
 @_compiled
@@ -264,7 +278,7 @@ def _run_step(
     for layer in range(num_layers):
         unscales = matrices.unscales[layer]
         _normalise(hidden, matrices.input_norm[layer], eps, normed)
-        _project(normed, matrices.qkv[layer], unscales[0], False, heads)
+        _project(normed, matrices.qkv[layer], unscales[0], False, buffers.tile, heads)
         _rotate(heads, num_heads + num_kv_heads, paged.positions, ends.cos, ends.sin)
         _store(heads, num_heads, layer, paged)
         for row in range(num_rows):
@@ -285,18 +299,18 @@ def _run_step(
                     buffers.scores,
                     attended[row, begin:end],
                 )
-        _project(attended, matrices.attention_output[layer], unscales[1], True, hidden)
+        _project(attended, matrices.attention_output[layer], unscales[1], True, buffers.tile, hidden)
         _normalise(hidden, matrices.mlp_norm[layer], eps, normed)
-        _project(normed, matrices.gate_up[layer], unscales[2], False, gate_up)
+        _project(normed, matrices.gate_up[layer], unscales[2], False, buffers.tile, gate_up)
         _activate(gate_up, activated)
-        _project(activated, matrices.down[layer], unscales[3], True, hidden)
+        _project(activated, matrices.down[layer], unscales[3], True, buffers.tile, hidden)
     num_logits = len(logit_rows)
     for index in range(num_logits):
         for i in range(size):
             normed[index, i] = hidden[logit_rows[index], i]
     hidden[:num_logits] = normed[:num_logits]
     _normalise(hidden[:num_logits], ends.norm, eps, normed[:num_logits])
-    _project(normed[:num_logits], ends.head, ends.unscales[1], False, logits)
+    _project(normed[:num_logits], ends.head, ends.unscales[1], False, buffers.tile, logits)
 
 
 def compiled_step(cached: bool) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Weights as `compiled_layers` reads them: all layers together, by output, in float16 where that loses nothing."""
+"""Weights as `compiled_layers` reads them: all layers together, in panels, in float16 where that loses nothing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from llvmlite import binding
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from inference.compiled_layers import Ends, Floats, LayerMatrices, Weights
+from inference.compiled_arrays import PANEL, Ends, Floats, LayerMatrices, Weights
 from inference.fused_weights import ModelWeights, linear_together
 from inference.projections import fits_half, half_scale
 
@@ -28,7 +29,7 @@ def of_model(model: PreTrainedModel, weights: ModelWeights) -> tuple[LayerMatric
     ]
     ends = [body.embed_tokens.weight.detach(), head.weight.detach()]
     in_half = _widens_half() and all(fits_half(weight) for weight in itertools.chain(ends, *kinds))
-    (qkv, output, gate_up, down), unscales = zip(*(_stored(kind, in_half) for kind in kinds), strict=True)
+    (qkv, output, gate_up, down), unscales = zip(*(in_panels(kind, in_half) for kind in kinds), strict=True)
     matrices = LayerMatrices(
         input_norm=torch.stack([layer.input_layernorm.weight.detach() for layer in body.layers]).numpy(),
         qkv=qkv,
@@ -45,8 +46,7 @@ def _ends(
     embedding: torch.Tensor, head: torch.Tensor, norm: torch.Tensor, weights: ModelWeights, in_half: bool
 ) -> Ends:
     stored, unscales = _stored([embedding], in_half)
-    is_tied = head.data_ptr() == embedding.data_ptr()
-    stored_head, head_unscales = (stored, unscales) if is_tied else _stored([head], in_half)
+    stored_head, head_unscales = in_panels([head], in_half)
     return Ends(
         embedding=stored[0],
         norm=norm.detach().numpy(),
@@ -55,6 +55,15 @@ def _ends(
         cos=weights.cos.numpy(),
         sin=weights.sin.numpy(),
     )
+
+
+def in_panels(weights: Sequence[torch.Tensor], in_half: bool) -> tuple[Weights, Floats]:
+    """`_stored`, as [matrices, panels, inputs, PANEL] instead of [matrices, outputs, inputs]."""
+    num_outputs, num_inputs = weights[0].shape
+    missing = -num_outputs % PANEL
+    stored, unscales = _stored([F.pad(weight, (0, 0, 0, missing)) for weight in weights], in_half)
+    panels: Weights = stored.reshape(len(weights), -1, PANEL, num_inputs).swapaxes(2, 3).copy()
+    return panels, unscales
 
 
 def _stored(weights: Sequence[torch.Tensor], in_half: bool) -> tuple[Weights, Floats]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from inference import Chunk, PagedRuntime, load_model
@@ -20,6 +22,7 @@ from inference.model_forward import TransformersForward
 from .tiny_models import CONFIGS, save_tiny_model
 
 compiled_layers = pytest.importorskip("inference.compiled_layers", reason="numba is not here", exc_type=ImportError)
+PANEL, TILE_ROWS = compiled_layers.PANEL, compiled_layers.TILE_ROWS
 
 COMMON = {"llama-gqa", "llama-mha", "llama-3-rope", "mistral"}
 
@@ -89,7 +92,7 @@ def test_compiled_layers_that_are_wrong_are_not_used(
 
 def test_steps_of_both_sizes_share_the_cache(llama_folder: Path) -> None:
     """What a large step stored a small one reads, and the other way round."""
-    sizes = [MAX_COMPILED_ROWS + 5, 1, MAX_COMPILED_ROWS, MAX_COMPILED_ROWS + 1, 2]
+    sizes = [2, MAX_COMPILED_ROWS + 1, 1, 16]
     results = []
     for runtime in (_load(llama_folder), load_model(llama_folder, device="cpu", kv_tokens=256).runtime):
         sequence = runtime.open()
@@ -97,20 +100,44 @@ def test_steps_of_both_sizes_share_the_cache(llama_folder: Path) -> None:
     torch.testing.assert_close(*results, atol=2e-5, rtol=1e-5)
 
 
-def test_long_contexts_and_many_rows_are_left_to_others(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four heads: 9 rows behind 11 tokens attend to 4 * 9 * 20 positions."""
+def test_many_rows_of_one_long_sequence_are_left_to_others(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four heads: 8 rows more than one, behind 11 tokens, attend to 4 * 8 * 20 positions."""
     runtime = _load(llama_folder)
     forward = runtime._forward
     assert isinstance(forward, CompiledForward)
     sequence = runtime.open()
     runtime.forward([Chunk(sequence, range(11), 1)])
     forward._run_step = _fail
-    monkeypatch.setattr(module, "MAX_COMPILED_SCORES", 4 * 9 * 20 - 1)
+    monkeypatch.setattr(module, "MAX_SHARED_SCORES", 4 * 8 * 20 - 1)
     runtime.forward([Chunk(sequence, range(9), 1)])
     runtime.truncate(sequence, 11)
-    monkeypatch.setattr(module, "MAX_COMPILED_SCORES", 4 * 9 * 20)
+    monkeypatch.setattr(module, "MAX_SHARED_SCORES", 4 * 8 * 20)
     with pytest.raises(RuntimeError):
         runtime.forward([Chunk(sequence, range(9), 1)])
+
+
+@pytest.mark.parametrize("in_half", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (64, 96), (130, 33)], ids=str)
+def test_a_product_comes_out_the_same_however_many_rows_there_are(in_half: bool, shape: tuple[int, int]) -> None:
+    """Bit for bit, also where outputs fill no panel."""
+    from inference.compiled_weights import in_panels
+
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(shape).bfloat16().float(), torch.randn(9, shape[1])
+    panels, unscales = in_panels([weight], in_half)
+
+    def product(num_rows: int, adds: bool) -> NDArray[np.float32]:
+        outputs = np.ones((num_rows, shape[0]), np.float32)
+        tile = np.empty((TILE_ROWS, PANEL), np.float32)
+        compiled_layers._project(inputs[:num_rows].numpy(), panels[0], unscales[0], adds, tile, outputs)
+        return outputs
+
+    expected = inputs.double() @ weight.double().T
+    for adds in (False, True):
+        whole = product(9, adds)
+        torch.testing.assert_close(torch.from_numpy(whole).double(), expected + adds, atol=1e-4, rtol=1e-5)
+        for num_rows in range(1, 9):
+            np.testing.assert_array_equal(product(num_rows, adds), whole[:num_rows])
 
 
 def test_zeros_are_no_error(tmp_path: Path) -> None:
