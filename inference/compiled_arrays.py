@@ -23,7 +23,7 @@ VECTORS: Final = 4
 PANEL: Final = LANES * VECTORS
 """Outputs that are summed up together."""
 
-TILE_ROWS: Final = 4 if _IS_WIDE else 2
+TILE_ROWS: Final = 4 if _IS_WIDE else 3
 """Rows that are summed up together, so that all their sums fit into the registers."""
 
 Floats: TypeAlias = NDArray[np.float32]
