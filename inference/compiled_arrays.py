@@ -1,30 +1,16 @@
 """What `compiled_layers` computes with: weights, where a step's rows stand in the cache, and memory to work in.
 
-Matrices lie in panels, ``[panels, inputs, PANEL]``: the `PANEL` outputs of a panel side by side for each input, since a
-row's sums are held in registers for so many outputs at once. What the last panel has too many of is zero.
+Matrices lie in panels, ``[panels, inputs, PANEL]``: the `compiled_layers.PANEL` outputs of a panel side by side for
+each input, since a row's sums are held in registers for so many outputs at once. What the last panel has too many of is
+zero.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from llvmlite import binding
 from numpy.typing import NDArray
-
-_IS_WIDE: Final = bool(binding.get_host_cpu_features().get("avx512f"))
-
-LANES: Final = 16 if _IS_WIDE else 8
-"""Numbers of a vector."""
-
-VECTORS: Final = 4
-"""Of one row's sums that are held in registers."""
-
-PANEL: Final = LANES * VECTORS
-"""Outputs that are summed up together."""
-
-TILE_ROWS: Final = 4 if _IS_WIDE else 3
-"""Rows that are summed up together, so that all their sums fit into the registers."""
 
 Floats: TypeAlias = NDArray[np.float32]
 Integers: TypeAlias = NDArray[np.int64]

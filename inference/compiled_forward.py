@@ -24,7 +24,8 @@ MAX_COMPILED_BYTES = 16 << 20
 """Weights of larger models, in float32, take longer to read than their operations to launch."""
 
 MAX_COMPILED_ROWS = 64
-"""What there is memory for. With the demo draft 48 rows of as many sequences still take half as long as by BLAS."""
+"""What there is memory for. As many sequences with a row each still take less time than by BLAS, with the demo draft
+and with one of twice its width."""
 
 MAX_SHARED_SCORES = 12_000
 """Of a layer: positions that rows of one sequence attend to, all but the first row, for each head, added up. More are
@@ -57,7 +58,7 @@ class CompiledForward:
         # not above, as numba takes half a second to import
         from inference import compiled_arrays, compiled_layers, compiled_weights
 
-        self._arrays = compiled_arrays
+        self._layers, self._arrays = compiled_layers, compiled_arrays
         self._run_step = compiled_layers.compiled_step(cached)
         self._larger = larger
         self._num_heads = weights.num_heads
@@ -116,7 +117,7 @@ class CompiledForward:
         return self._arrays.Paged(keys, values, positions, sequences, tables, step.cache.block_size, window)
 
     def _make_buffers(self) -> Buffers:
-        arrays, matrices, size = self._arrays, self._matrices, self._ends.embedding.shape[1]
+        layers, matrices, size = self._layers, self._matrices, self._ends.embedding.shape[1]
         num_gates = matrices.down.shape[2]
 
         def rows_of(size: int) -> NDArray[np.float32]:
@@ -125,10 +126,10 @@ class CompiledForward:
         return self._arrays.Buffers(
             hidden=rows_of(size),
             normed=rows_of(size),
-            qkv=rows_of(matrices.qkv.shape[1] * arrays.PANEL),
+            qkv=rows_of(matrices.qkv.shape[1] * layers.PANEL),
             attended=rows_of(matrices.attention_output.shape[2]),
-            gate_up=rows_of(matrices.gate_up.shape[1] * arrays.PANEL),
+            gate_up=rows_of(matrices.gate_up.shape[1] * layers.PANEL),
             activated=rows_of(num_gates),
             scores=np.empty(len(self._ends.cos), np.float32),
-            tile=np.empty((arrays.TILE_ROWS, arrays.PANEL), np.float32),
+            tile=np.empty((layers.TILE_ROWS, layers.PANEL), np.float32),
         )

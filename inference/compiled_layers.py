@@ -17,25 +17,29 @@ from typing import Any, Final, TypeVar
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from inference.compiled_arrays import (
-    LANES,
-    PANEL,
-    TILE_ROWS,
-    VECTORS,
-    Buffers,
-    Ends,
-    Floats,
-    Integers,
-    LayerMatrices,
-    Paged,
-    Weights,
-)
+from inference.compiled_arrays import Buffers, Ends, Floats, Integers, LayerMatrices, Paged, Weights
+
+# What machine code depends on stands in this file: numba makes it anew when this one changes, and looks at no other.
+
+_IS_WIDE: Final = bool(binding.get_host_cpu_features().get("avx512f"))
+
+LANES: Final = 16 if _IS_WIDE else 8
+"""Numbers of a vector."""
+
+VECTORS: Final = 4
+"""Of one row's sums that are held in registers."""
+
+PANEL: Final = LANES * VECTORS
+"""Outputs that are summed up together."""
+
+TILE_ROWS: Final = 4 if _IS_WIDE else 3
+"""Rows that are summed up together, so that all their sums fit into the registers."""
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 

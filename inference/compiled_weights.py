@@ -14,7 +14,8 @@ from llvmlite import binding
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from inference.compiled_arrays import PANEL, Ends, Floats, LayerMatrices, Weights
+from inference.compiled_arrays import Ends, Floats, LayerMatrices, Weights
+from inference.compiled_layers import PANEL
 from inference.fused_weights import ModelWeights, linear_together
 from inference.projections import fits_half, half_scale
 
