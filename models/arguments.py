@@ -18,6 +18,8 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--target-only", action="store_true", help="stop once the target is saved")
     parser.add_argument("--from-pair", type=Path, help="keep this folder's target; distil its draft further, if any")
     parser.add_argument("--from-unfinished", type=Path, help="begin with the finish of the target in this folder")
+    parser.add_argument("--samples-only", action="store_true", help="stop once the target's continuations are saved")
+    parser.add_argument("--samples", type=Path, action="append", metavar="FOLDER", help="distil on those saved there")
     parser.add_argument("--quick", action="store_true", help="tiny models and seconds per stage, to try the script")
     shape = parser.add_argument_group("shape")
     shape.add_argument("--vocab-size", type=int, default=2048)

@@ -39,6 +39,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 MAX_POSITIONS = 2048
+SAMPLES_FILE = "samples.pt"
 
 
 class JsonLog:
@@ -279,16 +280,31 @@ def make_student(args: argparse.Namespace, spec: str, source: LlamaForCausalLM, 
     return Student(model, Optimizers(model, args.draft_muon_lr, args.adam_lr, 0.0), tv_weight, loss)
 
 
-def make_drafts(
-    args: argparse.Namespace, data: Data, target: LlamaForCausalLM, companion: LlamaForCausalLM | None, log: JsonLog
-) -> list[LlamaForCausalLM]:
-    """Sample from the target, distil the drafts on that and on the corpus, round and save them."""
+def make_samples(args: argparse.Namespace, data: Data, target: LlamaForCausalLM, log: JsonLog) -> torch.Tensor:
+    """The target's own continuations of training prompts, [rows, length], which are saved as well."""
     length = args.sample_length
     prompts = [prompt[: length // 2] for prompt in data.train_prompts]
     samples = sample_continuations(target, prompts, length, args.sample_rows, args.sample_minutes, args.seed, log)
+    torch.save(samples.to(torch.int32).cpu(), args.out / SAMPLES_FILE)
+    return samples
+
+
+def load_samples(args: argparse.Namespace) -> torch.Tensor:
+    """Continuations that other runs saved, all rows together."""
+    parts = [torch.load(folder / SAMPLES_FILE) for folder in args.samples]
+    return torch.cat(parts).to(args.device, torch.long)
+
+
+def make_drafts(
+    args: argparse.Namespace, data: Data, target: LlamaForCausalLM, companion: LlamaForCausalLM | None, log: JsonLog
+) -> list[LlamaForCausalLM]:
+    """Distil the drafts on the target's own text and on the corpus, round and save them."""
+    samples = load_samples(args) if args.samples else make_samples(args, data, target, log)
+    length = samples.shape[1]
+    # Mostly its own text: that is what a draft has to foresee. Long windows keep late positions in use.
     lessons = [
-        (make_lessons(target, samples), 5),
-        (make_lessons(target, windows(data.train, length, length // 2)), 2),
+        (make_lessons(target, samples), 6),
+        (make_lessons(target, windows(data.train, length, length // 2)), 1),
         (make_lessons(target, windows(data.train, min(MAX_POSITIONS, args.draft_batch_tokens))), 1),
     ]
     log("distil", num_lesson_rows=[len(lesson.ids) for lesson, _ in lessons])
@@ -314,6 +330,9 @@ def main() -> None:
     log("arguments", torch=torch.__version__, **{name: str(value) for name, value in vars(args).items()})
     data = prepare_data(args, log)
     target, companion = load_pair(args) if args.from_pair else make_target(args, data, log)
+    if args.samples_only:
+        make_samples(args, data, target, log)
+        return
     drafts = [] if args.target_only else make_drafts(args, data, target, companion, log)
     if not args.measure:
         return
