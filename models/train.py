@@ -1,7 +1,9 @@
 """Make the demo pair: tokenizer, target, draft and held-out prompts, from the standard library of this Python.
 
-    python models/train.py --out models --device cuda          # as the shipped pair was made
+    python models/train.py --out /tmp/pair --device cuda
     python models/train.py --out /tmp/pair --quick              # the whole pipeline in about a minute, useless weights
+
+How the pair that ships was made, in four runs: models/README.md.
 
 Stages: corpus and tokenizer; target by next-token prediction; a finish against greedy loops and towards what a draft
 can foresee; rounding to bf16, so that the draft learns from the weights that ship; the target's own continuations; the
@@ -281,16 +283,14 @@ def make_student(args: argparse.Namespace, spec: str, source: LlamaForCausalLM, 
 
 
 def make_samples(args: argparse.Namespace, data: Data, target: LlamaForCausalLM, log: JsonLog) -> torch.Tensor:
-    """The target's own continuations of training prompts, [rows, length], which are saved as well."""
+    """The target's own continuations of training prompts, [rows, length]."""
     length = args.sample_length
     prompts = [prompt[: length // 2] for prompt in data.train_prompts]
-    samples = sample_continuations(target, prompts, length, args.sample_rows, args.sample_minutes, args.seed, log)
-    torch.save(samples.to(torch.int32).cpu(), args.out / SAMPLES_FILE)
-    return samples
+    return sample_continuations(target, prompts, length, args.sample_rows, args.sample_minutes, args.seed, log)
 
 
 def load_samples(args: argparse.Namespace) -> torch.Tensor:
-    """Continuations that other runs saved, all rows together."""
+    """Continuations that runs with --samples-only saved, all rows together."""
     parts = [torch.load(folder / SAMPLES_FILE) for folder in args.samples]
     return torch.cat(parts).to(args.device, torch.long)
 
@@ -331,7 +331,7 @@ def main() -> None:
     data = prepare_data(args, log)
     target, companion = load_pair(args) if args.from_pair else make_target(args, data, log)
     if args.samples_only:
-        make_samples(args, data, target, log)
+        torch.save(make_samples(args, data, target, log).to(torch.int32).cpu(), args.out / SAMPLES_FILE)
         return
     drafts = [] if args.target_only else make_drafts(args, data, target, companion, log)
     if not args.measure:
