@@ -14,8 +14,8 @@ from rpc.shared_codec import (
     CLOSE_PROTO,
     error_from_proto,
     error_to_proto,
+    fill_proposal,
     proposal_from_proto,
-    proposal_to_proto,
     sampling_from_proto,
     sampling_to_proto,
 )
@@ -108,13 +108,14 @@ def _open_draft_from_proto(message: draft_pb2.OpenDraft) -> OpenDraft:
 
 def draft_frame_to_proto(frame: DraftFrame) -> draft_pb2.DraftEvents:
     """A frame of proposals and errors. Raises ValueError on values that do not fit the wire's integers."""
-    return draft_pb2.DraftEvents(items=[_draft_event_to_proto(session_id, event) for session_id, event in frame])
-
-
-def _draft_event_to_proto(session_id: SessionId, event: DraftEvent) -> draft_pb2.DraftEvent:
-    if isinstance(event, Proposal):
-        return draft_pb2.DraftEvent(session_id=session_id, proposal=proposal_to_proto(event))
-    return draft_pb2.DraftEvent(session_id=session_id, error=error_to_proto(event))
+    message = draft_pb2.DraftEvents()
+    for session_id, event in frame:
+        item = message.items.add(session_id=session_id)
+        if isinstance(event, Proposal):
+            fill_proposal(item.proposal, event)
+        else:
+            item.error.CopyFrom(error_to_proto(event))
+    return message
 
 
 def draft_frame_from_proto(message: draft_pb2.DraftEvents) -> DraftFrame:

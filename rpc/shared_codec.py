@@ -127,20 +127,20 @@ def _chat_template_from_proto(message: common_pb2.ChatTemplate) -> ChatTemplate:
     return ChatTemplate(message.source, tuple(sorted(message.special_tokens.items())))
 
 
-def proposal_to_proto(proposal: Proposal) -> common_pb2.Proposal:
-    return common_pb2.Proposal(
-        prefix_length=proposal.prefix_length,
-        prefix_fingerprint=proposal.prefix_fingerprint,
-        token_ids=proposal.token_ids,
-        confidences=proposal.confidences,
-        is_branch=proposal.is_branch,
-        distributions=[
-            common_pb2.DraftDistribution(token_ids=distribution.token_ids, weights=distribution.weights)
-            for distribution in proposal.distributions
-        ],
-        num_committed=proposal.num_committed,
-        held_s=proposal.held_s,
-    )
+def fill_proposal(message: common_pb2.Proposal, proposal: Proposal) -> None:
+    """Writes ``proposal`` into an empty message of a frame: one made outside would be copied into it.
+
+    Raises ValueError on values that do not fit the wire's integers.
+    """
+    message.prefix_length = proposal.prefix_length
+    message.prefix_fingerprint = proposal.prefix_fingerprint
+    message.token_ids.extend(proposal.token_ids)
+    message.confidences.extend(proposal.confidences)
+    message.is_branch = proposal.is_branch
+    message.num_committed = proposal.num_committed
+    message.held_s = proposal.held_s
+    for distribution in proposal.distributions:
+        message.distributions.add(token_ids=distribution.token_ids, weights=distribution.weights)
 
 
 def proposal_from_proto(message: common_pb2.Proposal) -> Proposal:
@@ -150,14 +150,18 @@ def proposal_from_proto(message: common_pb2.Proposal) -> Proposal:
         tuple(message.token_ids[: MAX_PROPOSAL_TOKENS + 1]),
         tuple(message.confidences[:MAX_PROPOSAL_TOKENS]),
         message.is_branch,
-        tuple(
-            DraftDistribution(
-                tuple(distribution.token_ids[: MAX_DRAFT_TOP_N + 1]), tuple(distribution.weights[: MAX_DRAFT_TOP_N + 1])
-            )
-            for distribution in message.distributions[:MAX_PROPOSAL_TOKENS]
-        ),
+        _distributions_from_proto(message) if message.distributions else (),  # mostly there are none
         message.num_committed,
         message.held_s,
+    )
+
+
+def _distributions_from_proto(message: common_pb2.Proposal) -> tuple[DraftDistribution, ...]:
+    return tuple(
+        DraftDistribution(
+            tuple(distribution.token_ids[: MAX_DRAFT_TOP_N + 1]), tuple(distribution.weights[: MAX_DRAFT_TOP_N + 1])
+        )
+        for distribution in message.distributions[:MAX_PROPOSAL_TOKENS]
     )
 
 

@@ -16,10 +16,10 @@ from rpc.shared_codec import (
     CLOSE_PROTO,
     error_from_proto,
     error_to_proto,
+    fill_proposal,
     logprobs_from_proto,
     logprobs_to_proto,
     proposal_from_proto,
-    proposal_to_proto,
     sampling_from_proto,
     sampling_to_proto,
 )
@@ -47,24 +47,22 @@ TargetCommandItems: TypeAlias = Sequence[tuple[SessionId, TargetCommand]]
 
 def target_commands_to_proto(items: TargetCommandItems, heard: Heard = NOTHING_HEARD) -> target_pb2.TargetCommands:
     """A frame of commands. Raises ValueError on values that do not fit the wire's integers."""
-    return target_pb2.TargetCommands(
-        items=[_target_command_to_proto(id_, command) for id_, command in items],
-        num_heard=heard.num_frames,
-        held_s=heard.held_s,
-    )
+    message = target_pb2.TargetCommands(num_heard=heard.num_frames, held_s=heard.held_s)
+    for session_id, command in items:
+        _fill_command(message.items.add(session_id=session_id), command)
+    return message
 
 
-def _target_command_to_proto(session_id: SessionId, command: TargetCommand) -> target_pb2.TargetCommand:
-    message = target_pb2.TargetCommand
+def _fill_command(item: target_pb2.TargetCommand, command: TargetCommand) -> None:
     match command:
         case Proposal():
-            return message(session_id=session_id, proposal=proposal_to_proto(command))
+            fill_proposal(item.proposal, command)
         case SetK():
-            return message(session_id=session_id, set_k=target_pb2.SetK(k=command.k))
+            item.set_k.CopyFrom(target_pb2.SetK(k=command.k))
         case OpenTarget():
-            return message(session_id=session_id, open=_open_target_to_proto(command))
+            item.open.CopyFrom(_open_target_to_proto(command))
         case CloseSession():
-            return message(session_id=session_id, close=CLOSE_PROTO)
+            item.close.CopyFrom(CLOSE_PROTO)
 
 
 def _open_target_to_proto(command: OpenTarget) -> target_pb2.OpenTarget:

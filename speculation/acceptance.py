@@ -97,10 +97,13 @@ class AcceptanceProfile:
 
     def _chain(self, max_depth: int) -> tuple[float, ...]:
         rate, survival, survivals = self._pooled_rate(), 1.0, []
-        for index in range(max_depth):
-            if index < len(self._num_tried):
-                lean = self._num_passed[index] + NEIGHBOUR_WEIGHT * rate
-                rate = min(1.0, lean / (self._num_tried[index] + NEIGHBOUR_WEIGHT))  # 1.0: rounding
+        for num_tried, num_passed in zip(self._num_tried[:max_depth], self._num_passed, strict=False):
+            rate = (num_passed + NEIGHBOUR_WEIGHT * rate) / (num_tried + NEIGHBOUR_WEIGHT)
+            if rate > 1.0:  # rounding
+                rate = 1.0
+            survival *= rate
+            survivals.append(survival)
+        for _ in range(len(survivals), max_depth):
             survival *= rate
             survivals.append(survival)
         return tuple(survivals)

@@ -8,6 +8,7 @@ wrong signal: at a constant 0.9 the right answer goes from +23 % to -16 % as the
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -185,7 +186,7 @@ class GoodputK:
         return min(PROBE_K, self._max_k) if self._probing else self._k
 
     def observe(self, verdict: Verdict, load: Load, now_s: float) -> None:
-        self._num_sessions = max(1, load.num_sessions)
+        was_with, self._num_sessions = self._num_sessions, max(1, load.num_sessions)
         for num_drafted, num_right in self._evidence(verdict):
             self._profile.observe(num_drafted, num_right)
             self._prior.observe(num_drafted, num_right)
@@ -195,7 +196,7 @@ class GoodputK:
             self._on_probe_step(verdict)
         elif self._k == 0:
             self._on_idle_step(verdict)
-        else:
+        elif verdict.num_drafted or verdict.num_late or self._num_sessions != was_with:
             self._k = self._best_k()
 
     @staticmethod
@@ -249,11 +250,9 @@ class GoodputK:
         curve = self._costs.curve(size, size)
         if curve is None:
             return None
-        expected, rates = 1.0, [1.0 / curve.at(size)]
-        for k, chance in enumerate(self._profile.survival(self._max_k), start=1):
-            expected += chance
-            rates.append(expected / curve.at(size * (k + 1)))
-        return rates
+        expected = itertools.accumulate(self._profile.survival(self._max_k), initial=1.0)
+        steps_s = curve.at_multiples(size, self._max_k + 1)
+        return [num_tokens / step_s for num_tokens, step_s in zip(expected, steps_s, strict=True)]
 
 
 POLICY_NAMES = (FixedK.name, ThresholdK.name, GoodputK.name)

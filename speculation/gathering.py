@@ -59,8 +59,9 @@ class RoundTrip:
     def __init__(self, prior: RoundTrip | None = None) -> None:
         """Starts from ``prior``'s estimate and passes its own samples on to it."""
         self._prior = prior
-        self._estimate_s: float | None = None if prior is None else prior._estimate_s
+        self._estimate_s: float | None = None if prior is None else prior.estimate_s
         self._samples_s: deque[float] = deque(maxlen=TRIP_SAMPLES)
+        self._has_new = False  # samples that are not in the estimate yet
         self._told_s: dict[int, float] = {}  # by mark
 
     def on_told(self, mark: int, now_s: float) -> None:
@@ -77,9 +78,17 @@ class RoundTrip:
 
     def _learn(self, trip_s: float) -> None:
         self._samples_s.append(trip_s)
-        self._estimate_s = sorted(self._samples_s)[int(LATE_TRIPS * (len(self._samples_s) - 1))]
+        self._has_new = True
         if self._prior is not None:
             self._prior._learn(trip_s)
+
+    @property
+    def estimate_s(self) -> float | None:
+        """As long as nearly all trips were; None before the first."""
+        if self._has_new:  # asked for less often than there are samples
+            self._estimate_s = sorted(self._samples_s)[int(LATE_TRIPS * (len(self._samples_s) - 1))]
+            self._has_new = False
+        return self._estimate_s
 
     def gather_s(self, time_s: float | None) -> float:
         """How long to gather there, from the news on, what has to be here in ``time_s``.
@@ -87,9 +96,10 @@ class RoundTrip:
         0 while anything is unknown, and over a link so long that it is late in any case: simulated at 5 ms one way, to
         hold drafts back for a later step cost 2 %.
         """
-        if self._estimate_s is None or time_s is None:
+        estimate_s = self.estimate_s
+        if estimate_s is None or time_s is None:
             return 0.0
-        return max(0.0, time_s - self._estimate_s)
+        return max(0.0, time_s - estimate_s)
 
 
 class Forecast:

@@ -274,12 +274,14 @@ class RelaySession:
     def _on_proposal(self, proposal: Proposal) -> list[Action]:
         """Stale ones go too: the target counts how many of their tokens were right."""
         self.stats.num_proposed += len(proposal.token_ids)
-        self.stats.q_bytes_received += _q_bytes(proposal)
+        if proposal.distributions:
+            self.stats.q_bytes_received += _q_bytes(proposal)
         useful = self._gate.let_through(proposal) if self._target_open and self._k else None
         if useful is None:
             self.stats.num_dropped += len(proposal.token_ids)
             return []
-        self.stats.q_bytes_relayed += _q_bytes(useful)
+        if useful.distributions:
+            self.stats.q_bytes_relayed += _q_bytes(useful)
         return [ToTarget(useful)]
 
     # -- ending -------------------------------------------------------------------------------------------------
