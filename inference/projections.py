@@ -3,8 +3,9 @@
 A step of few tokens is bound by reading the weights. Checkpoints are mostly bfloat16 or float16, whose values float16
 holds exactly once a matrix is multiplied by a power of two; they are then read in half the bytes and multiplied in
 float32, by FBGEMM, which torch brings along for x86. On one core of an AMD EPYC (Zen 4), 24 matrices of 2048 x 2048,
-products of 1, 2, 5, 13 and 512 rows take 8, 9, 16, 35 and 1040 ms instead of 24, 43, 67, 101 and 1141. And a row comes
-out the same bit for bit however many there are.
+products of 1, 2, 5, 13 and 512 rows take 8, 9, 16, 35 and 1040 ms instead of 24, 43, 67, 101 and 1141. And with AVX-512
+a row comes out the same bit for bit however many there are. With AVX2 alone one or two rows, or so many that are left
+over where rows go in sixes, are added up in another order, as any library may do; all others are the same too.
 """
 
 from __future__ import annotations
