@@ -8,7 +8,6 @@ wrong signal: at a constant 0.9 the right answer goes from +23 % to -16 % as the
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -250,9 +249,11 @@ class GoodputK:
         curve = self._costs.curve(size, size)
         if curve is None:
             return None
-        expected = itertools.accumulate(self._profile.survival(self._max_k), initial=1.0)
-        steps_s = curve.at_multiples(size, self._max_k + 1)
-        return [num_tokens / step_s for num_tokens, step_s in zip(expected, steps_s, strict=True)]
+        expected, rates = 1.0, [1.0 / curve.at(size)]
+        for k, chance in enumerate(self._profile.survival(self._max_k), start=1):
+            expected += chance
+            rates.append(expected / curve.at(size * (k + 1)))
+        return rates
 
 
 POLICY_NAMES = (FixedK.name, ThresholdK.name, GoodputK.name)

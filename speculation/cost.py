@@ -103,7 +103,6 @@ class StepCurve:
     slope_s: float  # seconds per token beyond either end
 
     memo: dict[int, float] = field(default_factory=dict, repr=False, compare=False)  # plans ask the same few again
-    multiples_memo: dict[tuple[int, int], tuple[float, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, num_tokens: int) -> float:
         """Seconds of a step with so many tokens."""
@@ -111,15 +110,6 @@ class StepCurve:
         if step_s is None:
             step_s = self.memo[num_tokens] = self._interpolated(num_tokens)
         return step_s
-
-    def at_multiples(self, num_tokens: int, count: int) -> tuple[float, ...]:
-        """Seconds of steps with 1, 2, ... ``count`` times so many tokens."""
-        key = (num_tokens, count)
-        steps_s = self.multiples_memo.get(key)
-        if steps_s is None:
-            steps_s = tuple(self.at(times * num_tokens) for times in range(1, count + 1))
-            self.multiples_memo[key] = steps_s
-        return steps_s
 
     def _interpolated(self, num_tokens: int) -> float:
         index = bisect_left(self.num_tokens, num_tokens)

@@ -274,14 +274,12 @@ class RelaySession:
     def _on_proposal(self, proposal: Proposal) -> list[Action]:
         """Stale ones go too: the target counts how many of their tokens were right."""
         self.stats.num_proposed += len(proposal.token_ids)
-        if proposal.distributions:
-            self.stats.q_bytes_received += _q_bytes(proposal)
+        self.stats.q_bytes_received += _q_bytes(proposal)
         useful = self._gate.let_through(proposal) if self._target_open and self._k else None
         if useful is None:
             self.stats.num_dropped += len(proposal.token_ids)
             return []
-        if useful.distributions:
-            self.stats.q_bytes_relayed += _q_bytes(useful)
+        self.stats.q_bytes_relayed += _q_bytes(useful)
         return [ToTarget(useful)]
 
     # -- ending -------------------------------------------------------------------------------------------------
@@ -371,4 +369,6 @@ class RelaySession:
 
 
 def _q_bytes(proposal: Proposal) -> int:
+    if not proposal.distributions:  # as mostly
+        return 0
     return sum(distribution.num_bytes for distribution in proposal.distributions)

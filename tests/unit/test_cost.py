@@ -113,18 +113,6 @@ def test_steps_of_the_curve_are_kept() -> None:
     assert known(costs.step_s(9)) > 1.2 * known(costs.step_s(8))
 
 
-@pytest.mark.parametrize("num_tokens", [1, 5])
-def test_multiples_are_the_curve_s_own(num_tokens: int) -> None:
-    costs = StepCostModel()
-    observe_all(costs, [(n, 1) for n in range(1, 14)], times=20)
-    curve = costs.curve(num_tokens, 1)
-    assert curve is not None
-    for count in (4, 2, 7):
-        expected = tuple(curve.at(times * num_tokens) for times in range(1, count + 1))
-        assert curve.at_multiples(num_tokens, count) == expected
-        assert curve.at_multiples(num_tokens, count) == expected  # as remembered
-
-
 def test_follows_a_lasting_change() -> None:
     costs = StepCostModel()
     observe_all(costs, [(n, 1) for n in range(1, 6)], times=50)
