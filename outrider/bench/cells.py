@@ -58,7 +58,7 @@ class Cell:
     caught_share: float | None
     """Misses after which a branch was there already, over all misses; None if there were none."""
     coordinator_us_per_token: Estimate | None
-    """Processor time of the coordinator, over the rounds; the clock's tick is 10 ms."""
+    """Processor time of the coordinator, over the rounds."""
     frames_per_step: tuple[float, float] | None
     """To and from the target for each of its steps, over all rounds."""
     ideal: Ideal | None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from outrider.bench.coordinator_work import CoordinatorWork
 from outrider.bench.estimates import Estimate, median_of
 from outrider.bench.figures import figures_of
 from outrider.bench.ideal import BareSteps, Ideal, mean_acceptance_length
-from outrider.bench.machine import Memory, cpu_seconds, resident_bytes
+from outrider.bench.machine import Memory, cpu_seconds_of, resident_bytes
 from outrider.bench.measure import (
     BareClock,
     Block,
@@ -376,9 +378,15 @@ async def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "cells.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_processor_time_is_read_from_proc() -> None:
-    stat = "7 (a (b) c) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 9 0 1"
-    assert cpu_seconds(stat, ticks_per_s=100) == 3
+def test_processor_time_is_what_a_process_says_of_itself() -> None:
+    say = "import time; sum(range(10**6)); print(time.process_time(), flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", say], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as one:
+        assert one.stdin is not None and one.stdout is not None
+        said_s = float(one.stdout.readline())
+        found_s = cpu_seconds_of(one.pid)
+        one.communicate("\n")
+    assert found_s is not None and 0 <= found_s - said_s < 0.005
+    assert cpu_seconds_of(one.pid) is None
 
 
 def test_resident_memory_is_read_from_proc() -> None:
