@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 
 from inference.kv_pool import BlockCopy
 
+_LINE_BYTES = 64
+"""Of a cache line."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionGeometry:
@@ -58,8 +61,9 @@ class KVCache:
         shape = (geometry.num_layers, geometry.num_kv_heads, num_blocks * block_size)
         # Zeros and not garbage: a masked position's value is multiplied by 0, and 0 * NaN is NaN.
         if keys_by_dim:
-            by_dim = torch.zeros(*shape[:2], geometry.key_dim, shape[2], dtype=dtype, device=device)
-            self._keys = by_dim.transpose(2, 3)
+            size = _odd_lines(shape[2], dtype.itemsize)
+            by_dim = torch.zeros(*shape[:2], geometry.key_dim, size, dtype=dtype, device=device)
+            self._keys = by_dim[..., : shape[2]].transpose(2, 3)
         else:
             self._keys = torch.zeros(*shape, geometry.key_dim, dtype=dtype, device=device)
         self._values = torch.zeros(*shape, geometry.value_dim, dtype=dtype, device=device)
@@ -76,6 +80,7 @@ class KVCache:
 
     @property
     def num_bytes(self) -> int:
+        """Of all positions, without the line or two that dimensions of keys may lie further apart."""
         return self._keys.nbytes + self._values.nbytes
 
     def slots(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,3 +99,13 @@ class KVCache:
 
     def _block(self, memory: torch.Tensor, block: int) -> torch.Tensor:
         return memory[:, :, block * self.block_size : (block + 1) * self.block_size]
+
+
+def _odd_lines(size: int, itemsize: int) -> int:
+    """``size`` or a little more, so that it takes an odd number of cache lines.
+
+    A cache has a power of two of places for lines. Dimensions of keys a multiple of that apart would all have the same
+    few, and a product that reads them all would push out what it is about to read.
+    """
+    num_lines = -(-size * itemsize // _LINE_BYTES)
+    return (num_lines | 1) * _LINE_BYTES // itemsize
