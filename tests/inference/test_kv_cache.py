@@ -22,7 +22,8 @@ def test_dimensions_of_keys_do_not_push_one_another_out_of_a_cache(num_blocks: i
 
     assert keys.shape == (2, 8, 16 * num_blocks)
     assert keys.stride(2) == 1
-    assert rest == 0 and num_lines % 2 == 1
+    assert rest == 0
+    assert num_lines % 2 == 1
     assert num_lines * LINE_BYTES - 16 * num_blocks * keys.element_size() < 2 * LINE_BYTES
 
 

@@ -381,11 +381,13 @@ async def test_the_plot_is_a_picture(tmp_path: Path) -> None:
 def test_processor_time_is_what_a_process_says_of_itself() -> None:
     say = "import time; sum(range(10**6)); print(time.process_time(), flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", say], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as one:
-        assert one.stdin is not None and one.stdout is not None
+        assert one.stdin is not None
+        assert one.stdout is not None
         said_s = float(one.stdout.readline())
         found_s = cpu_seconds_of(one.pid)
         one.communicate("\n")
-    assert found_s is not None and 0 <= found_s - said_s < 0.005
+    assert found_s is not None
+    assert 0 <= found_s - said_s < 0.005
     assert cpu_seconds_of(one.pid) is None
 
 
