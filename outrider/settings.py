@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from rpc.channel import check_address
+from rpc.worker_settings import ModelName
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -24,9 +25,9 @@ class StackSettings(BaseSettings):
 
     model_config = _config("OUTRIDER_")
 
-    target: str = ""
+    target: ModelName = ""
     """Target model: a directory or a Hugging Face name. Both empty: the demo pair."""
-    draft: str = ""
+    draft: ModelName = ""
     """Draft model: a directory or a Hugging Face name. Both empty: the demo pair."""
     policy: Literal["fixed", "threshold", "goodput"] | None = None
     """How K is chosen. Unset: the coordinator's default."""

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from telemetry.settings import TelemetrySettings
+
+
+def check_model_name(name: str) -> str:
+    """Refuses what is meant as a folder and is none of a model, before whatever loads models is imported.
+
+    What else cannot be loaded is found out when it is. Raises ValueError.
+    """
+    folder = Path(name)
+    if folder.is_dir() and name:
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{name!r} is a folder without a config.json; give the folder of a Hugging Face model")
+    elif name.startswith((".", "/", "~")) or folder.is_file():
+        raise ValueError(f"{name!r} is not a folder; give the folder of a Hugging Face model, or its name on the hub")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(check_model_name)]
+"""Folder or hub name of a model."""
 
 
 class WorkerSettings(TelemetrySettings):
@@ -15,7 +34,7 @@ class WorkerSettings(TelemetrySettings):
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
-    model: str
+    model: ModelName
     """Folder or hub name of a Hugging Face causal language model."""
     host: str = "127.0.0.1"
     """Interface to listen on; 0.0.0.0 is all of them."""

@@ -8,6 +8,8 @@ from typing import Final
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from rpc.worker_settings import ModelName
+
 _MAX_TEMPERATURE: Final = 100
 
 
@@ -18,9 +20,9 @@ class DoctorSettings(BaseSettings):
         env_prefix="OUTRIDER_DOCTOR_", frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True
     )
 
-    target: str = ""
+    target: ModelName = ""
     """Target model: a directory or a Hugging Face name. Both empty: the demo pair."""
-    draft: str = ""
+    draft: ModelName = ""
     """Draft model: a directory or a Hugging Face name. Both empty: the demo pair."""
     device: str = "auto"
     """Where both models run: auto, cpu, cuda, cuda:1 ..."""

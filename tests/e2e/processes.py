@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pty
 import signal
@@ -14,6 +15,8 @@ from itertools import takewhile
 from pathlib import Path
 
 import psutil
+
+from outrider.cli import run
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 100.0
@@ -36,8 +39,26 @@ class Outcome:
 
 def outrider(*arguments: str, stdin: str | bytes | None = None, environment: dict[str, str] | None = None) -> Outcome:
     """Runs one command to its end."""
+    return _run([*_COMMAND, *arguments], stdin, environment)
+
+
+def outrider_here(*arguments: str) -> Outcome:
+    """The same in this process, where what loads models is imported already."""
+    with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
+        exit_code = run(arguments)
+    return Outcome(exit_code, stdout.getvalue(), stderr.getvalue())
+
+
+def python(code: str, *arguments: str) -> Outcome:
+    """Runs some Python to its end."""
+    return _run([sys.executable, "-P", "-c", code, *arguments])
+
+
+def _run(
+    command: Sequence[str], stdin: str | bytes | None = None, environment: dict[str, str] | None = None
+) -> Outcome:
     done = subprocess.run(
-        [*_COMMAND, *arguments],
+        command,
         input=stdin.encode() if isinstance(stdin, str) else stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,

@@ -10,7 +10,7 @@ import pytest
 from outrider.client import Client
 from rpc.errors import InvalidRequest
 from tests.e2e.conftest import MAX_CONTEXT, Models
-from tests.e2e.processes import Up, one_line_of, outrider
+from tests.e2e.processes import Up, one_line_of, outrider, python
 
 PROMPT = "import os"
 
@@ -95,15 +95,32 @@ def test_a_worker_on_a_port_in_use(models: Models) -> None:
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty"])
-def test_a_path_that_is_no_model(models: Models, tmp_path: Path, folder: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "flag"), [("up", "--target"), ("doctor", "--draft"), ("target-worker", "--model"), ("bench", "--draft")]
+)
+def test_a_path_that_is_no_model(tmp_path: Path, folder: str, command: str, flag: str) -> None:
+    """It is told at once: nothing that loads models has been imported."""
     (tmp_path / "empty").mkdir()
+    code = "import sys; from outrider.cli import run; exit_code = run(sys.argv[1:]); print('torch' in sys.modules)"
 
-    outcome = outrider("up", "--target", str(tmp_path / folder), "--draft", models.twin, "--grpc-port=0")
+    outcome = python(f"{code}; sys.exit(exit_code)", command, flag, str(tmp_path / folder))
+
+    assert (outcome.exit_code, outcome.stdout) == (2, "False\n")
+    line = one_line_of(outcome.stderr)
+    assert str(tmp_path / folder) in line
+    assert flag in line
+
+
+def test_a_model_that_cannot_be_read(models: Models, tmp_path: Path) -> None:
+    """Whoever starts the workers says what one of them could not."""
+    (tmp_path / "config.json").write_text("{")
+
+    outcome = outrider("up", "--target", str(tmp_path), "--draft", models.twin, "--grpc-port=0")
 
     assert outcome.exit_code == 2
     last_line = outcome.stderr.splitlines()[-1]
     assert last_line.startswith("outrider: target-worker: ")
-    assert str(tmp_path / folder) in last_line
+    assert str(tmp_path) in last_line
     assert "Traceback" not in outcome.stderr
 
 
