@@ -1,4 +1,5 @@
-"""The drafter on the model thread: one packed batch per step, one more token for every line that is chosen to grow.
+"""The drafter on the model thread: one packed batch per step, one more token for every line that is chosen to grow, or
+a few where the runtime draws them by itself.
 
 `speculation.draft_schedule` chooses; what a commit made stale is gone before the next step. Every line, the main one
 and each branch, has a sequence of its own in the cache: a branch is a fork of the main line's. What is drafted leaves
@@ -20,12 +21,13 @@ from torch import Tensor
 from draft_worker.drawing import LineEnd, draw_guesses
 from draft_worker.metrics import DraftMetrics
 from grammar import GrammarCompiler, GrammarError, GrammarPath, Mask, PendingPaths
-from inference import Chunk, OutOfKVBlocks, Runtime, SequenceId, SequenceRows, StepResult
+from inference import Chunk, OutOfKVBlocks, Runtime, SamplingRow, SequenceId, SequenceRows, StepResult
 from rpc.draft_codec import DraftFrame
 from rpc.engine_host import ConnectionId, Hangup, Submitted
 from speculation.draft_lines import DraftLine, LineId
 from speculation.draft_schedule import DraftEntry, DraftSchedule
 from speculation.drafter import CommitMismatch, DrafterSession, take_frame
+from speculation.guesses import NUM_RUNNERS_UP, guess_of
 from speculation.messages import (
     CloseSession,
     Commit,
@@ -64,6 +66,12 @@ class _Session:
         main = self.drafter.main
         if main.num_cached < runtime.length(self.sequences[main.id]):
             runtime.truncate(self.sequences[main.id], main.num_cached)
+
+    @property
+    def fixed_row(self) -> SamplingRow | None:
+        """How all tokens are drawn, with the target's noise; None if that depends on the tokens before."""
+        is_free = self.path is None and not self.drafter.sampling.by_ratio
+        return self.rows.fixed if is_free else None
 
     def mask(self, line: DraftLine) -> Mask:
         """What may come behind ``line``. Raises `GrammarError`."""
@@ -192,7 +200,7 @@ class DraftEngine:
     # -- steps --------------------------------------------------------------------------------------------------
 
     def step(self, arrived: Callable[[], Sequence[EngineCommand]] = tuple) -> StepResult[EngineOutput]:
-        """Drafts one more token for the lines that are chosen, and sends what is ready."""
+        """Lets the lines that are chosen grow, and sends what is ready."""
         self._take_paths()
         sessions = self._paths.without(self._sessions)
         entries = self._schedule.next(sessions)
@@ -209,32 +217,55 @@ class DraftEngine:
         start_s = self._clock()
         while entries:
             try:
-                logits = self._forward(entries)
+                depth = self._draw_chains(entries)
+                num_drafted = depth * len(entries) if depth else self._draw_next(entries)
             except OutOfKVBlocks as error:
                 entries = self._shrink(entries, error)
                 continue
-            for entry in entries:
-                entry.line.num_cached += len(entry.token_ids)
-            drawing = [entry for entry in entries if entry.draws]
-            num_drafted = self._draw(logits, drawing)
             step_s = self._clock() - start_s
-            self._schedule.report(entries, step_s)
+            self._schedule.report(entries, step_s, depth or 1)
             num_tokens = sum(len(entry.token_ids) for entry in entries)
-            num_branch = sum(entry.line is not entry.session.drafter.main for entry in drawing)
+            num_branch = sum(entry.draws and entry.line is not entry.session.drafter.main for entry in entries)
+            num_branch *= depth or 1
             self._metrics.stepped(len(entries), num_tokens, num_drafted - num_branch, num_branch, step_s)
             return
 
-    def _forward(self, entries: Sequence[DraftEntry[_Session]]) -> Tensor:
-        return self._runtime.forward(
-            [
-                Chunk(
-                    entry.session.sequence_of(entry.line, self._runtime),
-                    [*entry.token_ids, *entry.verified],
-                    entry.num_draws,
-                )
-                for entry in entries
-            ]
-        )
+    def _draw_chains(self, entries: Sequence[DraftEntry[_Session]]) -> int:
+        """Draws several tokens of each line in a row, and returns how many; 0, with nothing done, if it cannot be."""
+        depth = self._schedule.depth(entries)
+        rows = [row for entry in entries if (row := entry.session.fixed_row) is not None]
+        if depth == 1 or len(rows) < len(entries):
+            return 0
+        try:
+            draws = self._runtime.draw_chains(
+                self._chunks(entries), rows, depth, limit=self._vocab_size, num_runners_up=NUM_RUNNERS_UP
+            )
+        except OutOfKVBlocks:  # there may be room for one token of each
+            return 0
+        if draws is None:
+            return 0
+        guesses = map(guess_of, draws.token_ids, draws.runners_up)
+        for entry in entries:
+            entry.line.num_cached += len(entry.token_ids)
+            entry.extend(list(itertools.islice(guesses, depth)))
+        return depth
+
+    def _draw_next(self, entries: Sequence[DraftEntry[_Session]]) -> int:
+        """Draws one token of each line, and behind what was looked up; returns how many tokens that brought."""
+        logits = self._runtime.forward(self._chunks(entries))
+        for entry in entries:
+            entry.line.num_cached += len(entry.token_ids)
+        return self._draw(logits, [entry for entry in entries if entry.draws])
+
+    def _chunks(self, entries: Sequence[DraftEntry[_Session]]) -> list[Chunk]:
+        return [
+            Chunk(
+                entry.session.sequence_of(entry.line, self._runtime),
+                [*entry.token_ids, *entry.verified],
+                entry.num_draws,
+            )
+            for entry in entries
+        ]
 
     def _shrink(self, entries: list[DraftEntry[_Session]], error: OutOfKVBlocks) -> list[DraftEntry[_Session]]:
         """What was looked up goes first, then all branches; then the session furthest ahead, which needs it least."""

@@ -7,6 +7,7 @@ zero.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -64,6 +65,24 @@ class Paged(NamedTuple):
     """A row sees itself and the ``window - 1`` positions before it."""
 
 
+class Chains(NamedTuple):
+    """How each of the step's N rows with logits goes on: ``depth`` tokens, each drawn behind the one before."""
+
+    positions: Integers
+    """[N], of the first token drawn."""
+    temperatures: Floats
+    """[N]; 0 takes the best score."""
+    noise: NDArray[np.float64]
+    """[N, depth, limit], added to logits over temperature; [0, 0, 0] where all temperatures are 0."""
+    limit: int
+    """Only ids below it are drawn."""
+    token_ids: Integers
+    """[N, depth, best], to be written: those with the best scores, best first, of equals the lowest id. Without depth
+    nothing is drawn."""
+    scores: NDArray[np.float64]
+    """[N, depth, best], to be written: theirs."""
+
+
 class Buffers(NamedTuple):
     """Memory of one layer for at least R rows."""
 
@@ -79,3 +98,24 @@ class Buffers(NamedTuple):
     """[max_context]"""
     tile: Floats
     """[TILE_ROWS, PANEL]"""
+
+
+def chains(
+    positions: Sequence[int],
+    temperatures: Sequence[float],
+    noise: NDArray[np.float64],
+    limit: int,
+    *,
+    depth: int,
+    num_best: int,
+) -> Chains:
+    """With room for ``depth`` times the ``num_best`` best tokens of each row."""
+    shape = (len(positions), depth, num_best)
+    return Chains(
+        np.array(positions, np.int64),
+        np.array(temperatures, np.float32),
+        noise,
+        limit,
+        np.empty(shape, np.int64),
+        np.empty(shape, np.float64),
+    )

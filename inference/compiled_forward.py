@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
@@ -15,10 +16,12 @@ from inference.attention import AttentionStep
 from inference.fused_weights import ModelWeights
 from inference.matmul_attention import MatmulStep
 from inference.model_forward import ModelForward
+from inference.noise_ahead import gumbel_of_chains
 from inference.packing import PackedBatch
+from inference.sampling import Draws, RunnerUp, SamplingRow
 
 if TYPE_CHECKING:
-    from inference.compiled_arrays import Buffers, Paged
+    from inference.compiled_arrays import Buffers, Chains, Paged
 
 MAX_COMPILED_BYTES = 16 << 20
 """Weights of larger models, in float32, take longer to read than their operations to launch."""
@@ -66,6 +69,7 @@ class CompiledForward:
         self._rule = weights.layers[0].rule
         self._matrices, self._ends = compiled_weights.of_model(model, weights)
         self._buffers = self._make_buffers()
+        self._no_chains = compiled_arrays.chains([], [], np.empty((0, 0, 0)), 0, depth=0, num_best=0)
 
     @property
     def num_weight_bytes(self) -> int:
@@ -75,12 +79,43 @@ class CompiledForward:
     def run(self, packed: PackedBatch, step: AttentionStep) -> torch.Tensor:
         if not self._is_small(step, packed):
             return self._larger.run(packed, step)
-        rows = np.arange(packed.num_logits) if packed.logit_rows is None else packed.logit_rows.numpy()
-        return torch.from_numpy(self._run(packed, step, rows))
+        return torch.from_numpy(self._run(packed, step, _logit_rows(packed), self._no_chains))
+
+    def draw_chains(
+        self,
+        packed: PackedBatch,
+        step: AttentionStep,
+        rows: Sequence[SamplingRow],
+        positions: Sequence[int],
+        depth: int,
+        limit: int,
+        num_runners_up: int,
+    ) -> Draws | None:
+        """See `Runtime.draw_chains`; ``positions`` are those of the first tokens drawn, and the block tables have room
+        for ``depth - 1`` more. None, and nothing is done, if the step is too large.
+        """
+        if not self._is_small(step, packed):
+            return None
+        temperatures = [0.0 if row.is_greedy else row.temperature for row in rows]
+        noise = np.empty((0, 0, 0))
+        if any(temperatures):
+            noise = gumbel_of_chains([row.seed for row in rows], positions, depth, limit).numpy()
+        num_best = min(num_runners_up + 1, limit)
+        chains = self._arrays.chains(positions, temperatures, noise, limit, depth=depth, num_best=num_best)
+        self._run(packed, step, _logit_rows(packed), chains)
+        token_ids, scores = chains.token_ids.reshape(-1, num_best), chains.scores.reshape(-1, num_best)
+        gaps = scores[:, :1] - scores
+        return Draws(
+            token_ids[:, 0].tolist(),
+            [
+                list(map(RunnerUp, ids, below))
+                for ids, below in zip(token_ids[:, 1:].tolist(), gaps[:, 1:].tolist(), strict=True)
+            ],
+        )
 
     def run_without_logits(self, packed: PackedBatch, step: AttentionStep) -> None:
         if self._is_small(step, packed):
-            self._run(packed, step, np.empty(0, np.int64))
+            self._run(packed, step, np.empty(0, np.int64), self._no_chains)
         else:
             self._larger.run_without_logits(packed, step)
 
@@ -89,7 +124,9 @@ class CompiledForward:
         is_small = packed.token_ids.shape[1] <= MAX_COMPILED_ROWS and num_shared <= MAX_SHARED_SCORES
         return is_small and isinstance(step, MatmulStep)
 
-    def _run(self, packed: PackedBatch, step: MatmulStep, logit_rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _run(
+        self, packed: PackedBatch, step: MatmulStep, logit_rows: NDArray[np.int64], chains: Chains
+    ) -> NDArray[np.float32]:
         logits = np.empty((len(logit_rows), len(self._ends.embedding)), np.float32)
         self._run_step(
             packed.token_ids[0].numpy(),
@@ -102,6 +139,7 @@ class CompiledForward:
             self._eps,
             self._rule.scaling,
             logits,
+            chains,
         )
         return logits
 
@@ -133,3 +171,7 @@ class CompiledForward:
             scores=np.empty(len(self._ends.cos), np.float32),
             tile=np.empty((layers.TILE_ROWS, layers.PANEL), np.float32),
         )
+
+
+def _logit_rows(packed: PackedBatch) -> NDArray[np.int64]:
+    return np.arange(packed.num_logits) if packed.logit_rows is None else packed.logit_rows.numpy()

@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from inference.compiled_arrays import Buffers, Ends, Floats, Integers, LayerMatrices, Paged, Weights
+from inference.compiled_arrays import Buffers, Chains, Ends, Floats, Integers, LayerMatrices, Paged, Weights
 
 # What machine code depends on stands in this file: numba makes it anew when this one changes, and looks at no other.
 
@@ -258,6 +258,7 @@ def _activate(gate_up: Floats, activated: Floats) -> None:
             activated[row, i] = gate / (np.float32(1) + np.float32(math.exp(-gate))) * gate_up[row, size + i]
 
 
+@_compiled
 def _run_step(
     token_ids: Integers,
     logit_rows: Integers,
@@ -317,14 +318,72 @@ def _run_step(
     _project(normed[:num_logits], ends.head, ends.unscales[1], False, buffers.tile, logits)
 
 
+@_compiled
+def _draw(logits: Floats, row: int, depth: int, chains: Chains) -> None:
+    """The best of ``logits[row]`` go to ``chains``."""
+    token_ids, scores = chains.token_ids[row, depth], chains.scores[row, depth]
+    temperature, num_best = chains.temperatures[row], len(token_ids)
+    scores[:] = -np.inf
+    token_ids[:] = 0
+    for token_id in range(chains.limit):
+        score = np.float64(logits[row, token_id])
+        if temperature > 0:
+            score = np.float64(logits[row, token_id] / temperature) + chains.noise[row, depth, token_id]
+        if not score > scores[num_best - 1]:
+            continue
+        place = num_best - 1
+        while place > 0 and score > scores[place - 1]:
+            scores[place], token_ids[place] = scores[place - 1], token_ids[place - 1]
+            place -= 1
+        scores[place], token_ids[place] = score, token_id
+
+
+def _run_chains(
+    token_ids: Integers,
+    logit_rows: Integers,
+    matrices: LayerMatrices,
+    ends: Ends,
+    paged: Paged,
+    buffers: Buffers,
+    num_heads: int,
+    eps: float,
+    scaling: float,
+    logits: Floats,
+    chains: Chains,
+) -> None:
+    """`_run_step`, and what is drawn behind its rows with logits, which then have to be one of each sequence.
+
+    ``logits`` are those of the last step.
+    """
+    _run_step(token_ids, logit_rows, matrices, ends, paged, buffers, num_heads, eps, scaling, logits)
+    num_rows, num_drawn = chains.token_ids.shape[0], chains.token_ids.shape[1]
+    rows = np.arange(num_rows)
+    drawn = np.empty(num_rows, np.int64)
+    for depth in range(num_drawn):
+        for row in range(num_rows):
+            _draw(logits, row, depth, chains)
+            drawn[row] = chains.token_ids[row, depth, 0]
+        if depth + 1 < num_drawn:
+            here = Paged(
+                paged.keys,
+                paged.values,
+                chains.positions + depth,
+                rows,
+                paged.tables,
+                paged.block_size,
+                paged.window,
+            )
+            _run_step(drawn, rows, matrices, ends, here, buffers, num_heads, eps, scaling, logits)
+
+
 def compiled_step(cached: bool) -> Callable[..., None]:
-    """`_run_step` as machine code, which is made when it is first called.
+    """`_run_chains` as machine code, which is made when it is first called.
 
     ``cached``: from disk, or kept there for the next time, beside this file or in the user's cache, if either can be
     written. What is damaged there raises when it is first called.
     """
-    step: Callable[..., None] = numba.njit(**_OPTIONS)(_run_step)
+    step: Callable[..., None] = numba.njit(**_OPTIONS)(_run_chains)
     if cached:
         with suppress(RuntimeError):  # there is no place for it
-            step = numba.njit(cache=True, **_OPTIONS)(_run_step)
+            step = numba.njit(cache=True, **_OPTIONS)(_run_chains)
     return step

@@ -38,6 +38,17 @@ def gumbel_of_all(
     return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
 
+def gumbel_of_chains(seeds: Sequence[int], positions: Sequence[int], depth: int, vocab_size: int) -> torch.Tensor:
+    """The same for ``depth`` positions of each row from its own on: float64 [R, depth, vocab_size], on the CPU."""
+    size = max(1, min(_BLOCK_ELEMENTS // vocab_size, _MAX_POSITIONS))
+    rows = [
+        _block(seed, position // size, size, vocab_size, torch.device("cpu"))[position % size]
+        for seed, first in zip(seeds, positions, strict=True)
+        for position in range(first, first + depth)
+    ]
+    return torch.stack(rows).view(len(seeds), depth, vocab_size)
+
+
 def is_made_ahead(num_rows: int, vocab_size: int) -> bool:
     """Is a row of `gumbel_of_all` cheaper than one of `gumbel`, even if few of its tokens are wanted?"""
     return max(2, num_rows) * vocab_size <= _BLOCK_ELEMENTS

@@ -45,8 +45,8 @@ class PackedBatch:
     sequences: tuple[PackedSequence, ...]
 
 
-def pack(batch: Sequence[Chunk], pool: KVPool, device: torch.device) -> PackedBatch:
-    """Lay out a batch whose growth `pool` has already granted."""
+def pack(batch: Sequence[Chunk], pool: KVPool, device: torch.device, num_ahead: int = 0) -> PackedBatch:
+    """Lay out a batch whose growth `pool` has already granted, and that of `num_ahead` more tokens of each sequence."""
     token_ids: list[int] = []
     position_ids: list[int] = []
     logit_rows: list[int] = []
@@ -54,7 +54,7 @@ def pack(batch: Sequence[Chunk], pool: KVPool, device: torch.device) -> PackedBa
     for chunk in batch:
         start = len(token_ids)
         token_ids.extend(chunk.token_ids)
-        stop, context = len(token_ids), pool.length(chunk.sequence)
+        stop, context = len(token_ids), pool.length(chunk.sequence) - num_ahead
         num_cached = context - (stop - start)
         position_ids.extend(range(num_cached, context))
         logit_rows.extend(range(stop - chunk.num_logits, stop))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
 
 from inference.attention import AttentionBackend
+from inference.compiled_forward import CompiledForward
 from inference.errors import ContextOverflow
 from inference.fused_forward import FusedForward
 from inference.kv_cache import AttentionGeometry, KVCache
@@ -15,6 +17,7 @@ from inference.kv_pool import KVPool
 from inference.model_forward import ModelForward
 from inference.packing import PackedBatch, pack
 from inference.runtime import Chunk, Runtime, SequenceId
+from inference.sampling import Draws, SamplingRow
 from inference.step_graphs import Recorder, StepGraphs
 
 
@@ -82,16 +85,24 @@ class PagedRuntime(Runtime):
     def forward(self, batch: Sequence[Chunk]) -> torch.Tensor:
         if not batch:
             return self._no_logits()
-        self._check(batch)
-        copies = self._pool.extend({chunk.sequence: len(chunk.token_ids) for chunk in batch})
-        try:
-            self._cache.copy_blocks(copies)
+        with self._grown(batch):
             return self._run(batch)
-        except BaseException:
-            # The device may run out of memory half way. What it wrote lies beyond the old lengths, so is never read.
-            for chunk in batch:
-                self._pool.truncate(chunk.sequence, self._pool.length(chunk.sequence) - len(chunk.token_ids))
-            raise
+
+    @torch.inference_mode()
+    def draw_chains(
+        self, batch: Sequence[Chunk], rows: Sequence[SamplingRow], depth: int, *, limit: int, num_runners_up: int
+    ) -> Draws | None:
+        if not isinstance(self._forward, CompiledForward) or not all(row.is_plain for row in rows):
+            return None
+        positions = [self._pool.length(chunk.sequence) + len(chunk.token_ids) for chunk in batch]
+        with self._grown(batch, num_ahead=depth - 1):
+            packed = pack(batch, self._pool, self._device, num_ahead=depth - 1)
+            step = self._backend.plan(packed, self._cache)
+            draws = self._forward.draw_chains(packed, step, rows, positions, depth, limit, num_runners_up)
+        if draws is None:
+            for chunk, position in zip(batch, positions, strict=True):
+                self._pool.truncate(chunk.sequence, position - len(chunk.token_ids))
+        return draws
 
     def truncate(self, sequence: SequenceId, length: int) -> None:
         self._pool.truncate(sequence, length)
@@ -109,13 +120,28 @@ class PagedRuntime(Runtime):
         """Check the KV pool's books, in time proportional to the pool; raises IntegrityError."""
         self._pool.check_integrity()
 
-    def _check(self, batch: Sequence[Chunk]) -> None:
+    @contextmanager
+    def _grown(self, batch: Sequence[Chunk], num_ahead: int = 0) -> Iterator[None]:
+        """The sequences have room for their chunks and ``num_ahead`` tokens more, unless what is done there fails."""
+        self._check(batch, num_ahead)
+        lengths = {chunk.sequence: self._pool.length(chunk.sequence) for chunk in batch}
+        copies = self._pool.extend({chunk.sequence: len(chunk.token_ids) + num_ahead for chunk in batch})
+        try:
+            self._cache.copy_blocks(copies)
+            yield
+        except BaseException:
+            # The device may run out of memory half way. What it wrote lies beyond the old lengths, so is never read.
+            for sequence, length in lengths.items():
+                self._pool.truncate(sequence, length)
+            raise
+
+    def _check(self, batch: Sequence[Chunk], num_ahead: int) -> None:
         if len({chunk.sequence for chunk in batch}) < len(batch):
             raise ValueError("a sequence appears twice in one batch: put its tokens in one chunk")
         for chunk in batch:
             if min(chunk.token_ids) < 0 or max(chunk.token_ids) >= self._num_embeddings:
                 raise ValueError(f"sequence {chunk.sequence}: token ids must be in [0, {self._num_embeddings})")
-            context = self._pool.length(chunk.sequence) + len(chunk.token_ids)
+            context = self._pool.length(chunk.sequence) + len(chunk.token_ids) + num_ahead
             if context > self._max_context:
                 raise ContextOverflow(
                     f"sequence {chunk.sequence} would hold {context} tokens, the limit is {self._max_context}: "

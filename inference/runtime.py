@@ -12,6 +12,8 @@ from typing import NewType, Protocol
 
 import torch
 
+from inference.sampling import Draws, SamplingRow
+
 SequenceId = NewType("SequenceId", int)
 
 
@@ -72,6 +74,30 @@ class Runtime(Protocol):
         Raises:
             OutOfKVBlocks, ContextOverflow, UnknownSequence, ValueError (duplicate sequence, token id out of range):
             each before any state has changed.
+        """
+        ...
+
+    def draw_chains(
+        self, batch: Sequence[Chunk], rows: Sequence[SamplingRow], depth: int, *, limit: int, num_runners_up: int
+    ) -> Draws | None:
+        """Append every chunk, draw what follows, append that, and so on: ``depth`` tokens of each sequence in one go.
+
+        What `forward` with one logit of each chunk and `sampling.draw` would do ``depth`` times in turn, but for the
+        last bits of scores. The last token drawn is not appended.
+
+        Args:
+            batch: chunks with ``num_logits`` 1.
+            rows: how each chunk's tokens are drawn.
+            depth: at least 1.
+            limit: only ids below it are drawn.
+            num_runners_up: how many next best tokens are wanted for each.
+
+        Returns:
+            len(batch) * depth tokens, those of the first chunk first; None, with nothing changed, if this runtime or
+            this batch cannot.
+
+        Raises:
+            As `forward`.
         """
         ...
 

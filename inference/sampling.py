@@ -57,6 +57,12 @@ class SamplingRow:
     def is_greedy(self) -> bool:
         return self.temperature < _GREEDY_BELOW
 
+    @property
+    def is_plain(self) -> bool:
+        """Every token may be drawn, by its logit and the temperature alone."""
+        is_whole = self.is_greedy or (self.top_k <= 0 and self.top_p >= 1 and self.min_p <= 0)
+        return is_whole and self.adjustment is None and self.allowed is None
+
     def with_adjustment(self, adjustment: Adjustment) -> SamplingRow:
         """The same row with its logits adjusted."""
         return replace(self, adjustment=adjustment)

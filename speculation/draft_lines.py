@@ -117,14 +117,20 @@ class DraftLines:
     def growths(self, lookahead: int, room: int) -> Iterator[Growth]:
         """All ways to grow, the main line's first, within ``lookahead`` drafted tokens and ``room`` until the end."""
         reaches = self._reaches()
-        if len(self.main) < min(lookahead, room):
+        if self.num_missing(self.main, lookahead, room) > 0:
             yield Growth(reaches[-1], self.main, is_main=True)
-        longest = lookahead // 2  # a whole step, its own token included; the next one begins with the main line anew
         for branch in self.branches:
-            if len(branch) < longest and branch.start + len(branch) < room:
+            if self.num_missing(branch, lookahead, room) > 0:
                 yield Growth(reaches[branch.start] * branch.reach(len(branch)), branch)
-        if longest > 1 and len(self.branches) < self.max_branches:
+        if lookahead // 2 > 1 and len(self.branches) < self.max_branches:
             yield from self._new_branches(reaches, room)
+
+    def num_missing(self, line: DraftLine, lookahead: int, room: int) -> int:
+        """By how many tokens ``line`` may grow; as for `growths`."""
+        if line is self.main:
+            return min(lookahead, room) - len(line)
+        longest = lookahead // 2  # a whole step, its own token included; the next one begins with the main line anew
+        return min(longest, room - line.start) - len(line)
 
     def _reaches(self) -> list[float]:
         """By depth: P(the first so many guesses of the main line are right)."""

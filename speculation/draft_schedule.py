@@ -28,6 +28,13 @@ IDLE_BELOW = 0.03
 """A token that will be of use less often than this is not drafted at all: the processor may be wanted elsewhere."""
 
 
+MAX_DEPTH = 4
+"""Tokens that lines grow by in one step, if nothing stands in the way: a commit waits for as long."""
+
+MAX_DRAWN = 24
+"""Tokens that a step of several for each line draws: with many lines it is their forward passes that take the time, and
+not what comes between."""
+
 REFIT_EVERY = 128
 """Steps after which their costs are looked at anew: a fit takes a fifth of a step."""
 
@@ -68,6 +75,11 @@ class DraftEntry(Generic[SessionT]):
     def without_lookup(self) -> DraftEntry[SessionT]:
         """The same step with one token drawn."""
         return replace(self, num_looked_up=0)
+
+    def extend(self, guesses: Sequence[Guess]) -> None:
+        """They were drawn one behind the other, and all but the last are in the cache."""
+        self.line.num_cached += len(guesses) - 1
+        self.session.drafter.drafted_chain(self.line, self.looked_up, guesses)
 
     def conclude(self, guesses: Sequence[Guess]) -> int:
         """``num_draws`` guesses were drawn. Returns how many rows the cache is to lose: those of wrong tokens."""
@@ -151,10 +163,20 @@ class DraftSchedule(Generic[SessionT]):
                 best, best_rate = count, rate
         return best
 
-    def report(self, entries: Sequence[DraftEntry[SessionT]], step_s: float) -> None:
+    def depth(self, entries: Sequence[DraftEntry[SessionT]]) -> int:
+        """How many tokens each of the lines may grow by in this step, by a worker that can draw several in a row.
+
+        1 where more than a line's next token is verified, or less than that is drawn.
+        """
+        if not all(entry.draws and not entry.num_looked_up for entry in entries):
+            return 1
+        num_missing = min(entry.session.drafter.num_missing(entry.line) for entry in entries)
+        return max(1, min(num_missing, MAX_DEPTH, MAX_DRAWN // len(entries)))
+
+    def report(self, entries: Sequence[DraftEntry[SessionT]], step_s: float, depth: int = 1) -> None:
         """What the step with these entries cost. Steps that also fed prompts say nothing about rows."""
         if sum(len(entry.token_ids) for entry in entries) <= 2 * len(entries):
-            self._costs.observe(StepReport(step_s, 1, sum(1 + entry.num_looked_up for entry in entries)))
+            self._costs.observe(StepReport(step_s / depth, 1, sum(1 + entry.num_looked_up for entry in entries)))
 
 
 class _Way(NamedTuple, Generic[SessionT]):

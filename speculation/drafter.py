@@ -106,6 +106,10 @@ class DrafterSession:
             return iter(())
         return self._lines.growths(self._lookahead, self._max_length - len(self._committed))
 
+    def num_missing(self, line: DraftLine) -> int:
+        """By how many tokens ``line`` may grow."""
+        return self._lines.num_missing(line, self._lookahead, self._max_length - len(self._committed))
+
     def look_up(self) -> tuple[LookedUp, tuple[float, ...]]:
         """What may follow the main line, and P(the first d of those are drafted) for d = 1, 2, ..."""
         if self._lookup is None:
@@ -154,6 +158,13 @@ class DrafterSession:
     def drafted(self, line: DraftLine, guess: Guess) -> None:
         """The draft model drew ``guess`` at the end of ``line``."""
         self._lines.add(line, guess)
+
+    def drafted_chain(self, line: DraftLine, looked_up: LookedUp, guesses: Sequence[Guess]) -> None:
+        """The draft model drew ``guesses`` one behind the other; ``looked_up`` is what was found behind a main line."""
+        for guess in guesses:
+            self._lines.add(line, guess)
+        if self._lookup is not None and line is self._lines.main:
+            self._lookup.observe(looked_up, [guess.token_id for guess in guesses])
 
     def drafted_along(self, looked_up: LookedUp, num_tokens: int, guesses: Sequence[Guess]) -> int:
         """The draft model drew ``guesses`` at the end of the main line and behind ``num_tokens`` tokens looked up.

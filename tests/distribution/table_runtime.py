@@ -40,6 +40,9 @@ class TableRuntime:
             contexts += [context_of(cached[1 : len(cached) - back]) for back in reversed(range(chunk.num_logits))]
         return self._logits[torch.tensor(contexts, dtype=torch.int64)]
 
+    def draw_chains(self, batch: Sequence[Chunk], rows: object, depth: int, *, limit: int, num_runners_up: int) -> None:
+        """It cannot."""
+
     def truncate(self, sequence: SequenceId, length: int) -> None:
         del self._cached[sequence][length:]
 

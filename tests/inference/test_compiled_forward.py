@@ -5,6 +5,7 @@ That it computes the right thing is shown in `test_packed_forward`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inference import Chunk, PagedRuntime, load_model
+from inference import Chunk, ContextOverflow, OutOfKVBlocks, PagedRuntime, SamplingRow, draw, load_model
 from inference import compiled_forward as module
 from inference.compiled_forward import MAX_COMPILED_ROWS, CompiledForward
 from inference.fused_forward import FusedForward
@@ -98,6 +99,69 @@ def test_steps_of_both_sizes_share_the_cache(llama_folder: Path) -> None:
         sequence = runtime.open()
         results.append(torch.cat([runtime.forward([Chunk(sequence, range(size), size)]) for size in sizes]))
     torch.testing.assert_close(*results, atol=2e-5, rtol=1e-5)
+
+
+def _drawn_one_by_one(
+    runtime: PagedRuntime, batch: Sequence[Chunk], rows: Sequence[SamplingRow], depth: int, limit: int
+) -> list[tuple[int, list[int]]]:
+    """Token and runners-up, those of the first chunk first."""
+    drawn: list[list[tuple[int, list[int]]]] = [[] for _ in batch]
+    for _ in range(depth):
+        logits = runtime.forward(batch)
+        positions = [runtime.length(chunk.sequence) for chunk in batch]
+        draws = draw(logits, rows, positions, limit=limit, num_runners_up=2)
+        for of_chunk, token_id, others in zip(drawn, draws.token_ids, draws.runners_up, strict=True):
+            of_chunk.append((token_id, [other.token_id for other in others]))
+        batch = [Chunk(chunk.sequence, [token_id], 1) for chunk, token_id in zip(batch, draws.token_ids, strict=True)]
+    return [one for of_chunk in drawn for one in of_chunk]
+
+
+@pytest.mark.parametrize("temperatures", [(0.0, 0.0, 0.0), (1.5, 0.7, 1.0), (0.0, 2.0, 0.0)], ids=str)
+@pytest.mark.parametrize("limit", [2, 40, 96])
+def test_a_chain_is_what_comes_one_by_one(llama_folder: Path, temperatures: Sequence[float], limit: int) -> None:
+    """A prompt, a decode and a fork that shares blocks; five tokens go beyond a block of four."""
+    rows = [SamplingRow(temperature=one, seed=17 + index) for index, one in enumerate(temperatures)]
+    results = []
+    for chained in (True, False):
+        runtime = _load(llama_folder)
+        sequences = [runtime.open(), runtime.open()]
+        runtime.forward([Chunk(sequences[1], range(9, 20), 1)])
+        sequences.append(runtime.fork(sequences[1]))
+        tokens = (range(1, 8), [5], [6])
+        batch = [Chunk(one, token_ids, 1) for one, token_ids in zip(sequences, tokens, strict=True)]
+        if chained:
+            draws = runtime.draw_chains(batch, rows, 5, limit=limit, num_runners_up=2)
+            assert draws is not None
+            assert all(other.gap >= 0 for others in draws.runners_up for other in others)
+            others = [[other.token_id for other in others] for others in draws.runners_up]
+            results.append(list(zip(draws.token_ids, others, strict=True)))
+        else:
+            results.append(_drawn_one_by_one(runtime, batch, rows, 5, limit))
+        assert [runtime.length(one) for one in sequences] == [7 + 4, 12 + 4, 12 + 4]
+        runtime.check_integrity()
+    assert results[0] == results[1]
+
+
+def test_what_cannot_be_drawn_in_a_chain_changes_nothing(llama_folder: Path) -> None:
+    runtime = _load(llama_folder)
+    sequence = runtime.open()
+    runtime.forward([Chunk(sequence, range(5), 0)])
+
+    for row in (SamplingRow(top_p=0.9), SamplingRow(top_k=5), SamplingRow(min_p=0.1), SamplingRow(allowed=bytes(12))):
+        assert runtime.draw_chains([Chunk(sequence, [1], 1)], [row], 3, limit=96, num_runners_up=2) is None
+    too_many = Chunk(sequence, range(MAX_COMPILED_ROWS + 1), 1)
+    assert runtime.draw_chains([too_many], [SamplingRow()], 3, limit=96, num_runners_up=2) is None
+    runtime.forward([Chunk(runtime.open(), [1] * 120, 0) for _ in range(2)])
+    num_free = runtime.num_free_tokens
+    for depth, error in ((20, OutOfKVBlocks), (124, ContextOverflow)):
+        with pytest.raises(error):
+            runtime.draw_chains([Chunk(sequence, [1], 1)], [SamplingRow()], depth, limit=96, num_runners_up=2)
+    uncompiled = load_model(llama_folder, device="cpu", kv_tokens=64).runtime
+    chunk = Chunk(uncompiled.open(), [1], 1)
+    assert uncompiled.draw_chains([chunk], [SamplingRow()], 3, limit=96, num_runners_up=2) is None
+
+    assert (runtime.length(sequence), runtime.num_free_tokens) == (5, num_free)
+    runtime.check_integrity()
 
 
 def test_many_rows_of_one_long_sequence_are_left_to_others(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from speculation.draft_schedule import IDLE_BELOW, DraftSchedule
+from speculation.draft_schedule import IDLE_BELOW, MAX_DEPTH, MAX_DRAWN, DraftSchedule
 from speculation.drafter import DrafterSession
 from speculation.guesses import Guess
 from speculation.messages import Commit, OpenDraft, Sampling
@@ -89,3 +89,39 @@ def test_a_step_is_no_larger_than_allowed() -> None:
                 last = [entry.token_ids[-1], *entry.verified]
                 entry.conclude([Guess(3 - token, 3.0, ()) for token in last])
         schedule.report(entries, 0.001)
+
+
+def test_lines_grow_by_several_tokens_as_far_as_all_of_them_may() -> None:
+    schedule: DraftSchedule[Session] = DraftSchedule(64, looks_up=False)
+
+    def depth(*lookaheads: int, prompt_length: int = 1) -> int:
+        prompt = tuple(range(prompt_length))
+        sessions = [Session(schedule.open(OpenDraft(prompt, Sampling(), one), 50, 100)) for one in lookaheads]
+        return schedule.depth(schedule.next(sessions))
+
+    assert depth(20) == MAX_DEPTH
+    assert depth(20, 20) == MAX_DEPTH
+    assert depth(20, 2) == 2
+    assert depth(20, 1) == 1
+    assert depth(*[20] * (MAX_DRAWN // 2)) == 2
+    assert depth(*[20] * (2 * MAX_DRAWN)) == 1
+    assert depth(20, prompt_length=60) == MAX_DEPTH
+    assert depth(20, prompt_length=70) == 1  # a part of a prompt has nothing drawn behind it
+    assert depth(20, 20, prompt_length=99) == 1  # the context ends
+
+
+def test_nothing_is_drawn_in_a_row_where_lookups_are_verified() -> None:
+    schedule: DraftSchedule[Session] = DraftSchedule(64)
+    session = Session(schedule.open(OpenDraft((1, 2, 3, 4) * 3, Sampling(), 20), 50, 400))
+    depths: dict[bool, set[int]] = {True: set(), False: set()}
+    for _ in range(20):
+        while entries := schedule.next([session]):
+            [entry] = entries
+            depths[entry.num_looked_up > 0].add(schedule.depth(entries))
+            before = session.drafter.sequence(entry.line)
+            entry.line.num_cached += len(entry.token_ids)
+            entry.conclude([Guess(1 + (len(before) + n) % 4, 9.0, ()) for n in range(entry.num_draws)])
+            schedule.report(entries, 0.001)
+        session.drafter.commit(Commit(session.drafter.num_committed, tuple(session.drafter.main.token_ids)))
+    assert depths[True] == {1}
+    assert MAX_DEPTH in depths[False]

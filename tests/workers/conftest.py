@@ -29,7 +29,8 @@ def model_folders(target_model: LlamaForCausalLM, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def make_runtime(model_folders: dict[str, Path]) -> Callable[..., PagedRuntime]:
-    def make(name: str = "target", kv_tokens: int = 4096) -> PagedRuntime:
-        return load_model(model_folders[name], device="cpu", kv_tokens=kv_tokens, num_threads=1).runtime
+    def make(name: str = "target", kv_tokens: int = 4096, compiled: bool = False) -> PagedRuntime:
+        folder = model_folders[name]
+        return load_model(folder, device="cpu", kv_tokens=kv_tokens, num_threads=1, compiled=compiled).runtime
 
     return make

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 from draft_worker.engine import DraftEngine
 from inference import PagedRuntime
 from rpc.engine_host import ConnectionId, Hangup, Submitted
+from speculation import draft_schedule
 from speculation.fingerprint import fingerprint
 from speculation.messages import (
     CloseSession,
@@ -139,6 +140,47 @@ def test_what_is_looked_up_saves_steps_and_changes_no_draft(
         assert harness.drafted(0) == expected[: start + 10]
         harness.send(0, Commit(len(prompt) + start, tuple(expected[start : start + 10])))
     assert num_steps < 60
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_several_tokens_in_a_row_are_those_that_come_one_by_one(
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    def run(max_depth: int) -> tuple[list[list[int]], int]:
+        monkeypatch.setattr(draft_schedule, "MAX_DEPTH", max_depth)
+        harness, lengths = Harness(make_runtime("close", compiled=True)), (1, 6, 15)
+        for session, length in enumerate(lengths):
+            harness.send(session, OpenDraft(tuple(prompt_of(length, length)), Sampling(temperature, seed=5), 9))
+        said, num_steps = list[list[int]](), 0
+        for num_committed in (0, 3, 6):
+            while harness.step() is not None:
+                num_steps += 1
+            for session, length in enumerate(lengths):
+                said.append(harness.drafted(session))
+                harness.proposals[session].clear()
+                *right, wrong = said[-1][:3]
+                harness.send(session, Commit(length + num_committed, (*right, (wrong + 1) % VOCAB_SIZE)))
+        return said, num_steps
+
+    chained, num_steps = run(draft_schedule.MAX_DEPTH)
+    one_by_one, num_single_steps = run(1)
+    assert chained == one_by_one
+    assert num_steps < num_single_steps / 2
+
+
+def test_lines_with_branches_grow_by_several_tokens_too(make_runtime: MakeRuntime) -> None:
+    """And where memory is too short for that, by one."""
+    runtime = make_runtime("close", kv_tokens=160, compiled=True)
+    harness = Harness(runtime)
+    for session in range(2):
+        harness.send(session, OpenDraft(tuple(prompt_of(60, session)), Sampling(1.0, seed=session), 16, 0, 3))
+    harness.run()
+    assert not harness.errors
+    assert all(len(harness.drafted(session)) >= 4 for session in range(2))
+    for session in range(2):
+        harness.send(session, CloseSession())
+    harness.run()
+    assert runtime.num_free_tokens == 160
 
 
 def test_lookahead_zero_pauses_and_a_later_one_resumes(make_runtime: MakeRuntime) -> None:
