@@ -217,8 +217,9 @@ class DraftEngine:
         start_s = self._clock()
         while entries:
             try:
-                depth = self._draw_chains(entries)
-                num_drafted = depth * len(entries) if depth else self._draw_next(entries)
+                chunks = self._chunks(entries)
+                depth = self._draw_chains(entries, chunks)
+                num_drafted = depth * len(entries) if depth else self._draw_next(entries, chunks)
             except OutOfKVBlocks as error:
                 entries = self._shrink(entries, error)
                 continue
@@ -230,18 +231,15 @@ class DraftEngine:
             self._metrics.stepped(len(entries), num_tokens, num_drafted - num_branch, num_branch, step_s)
             return
 
-    def _draw_chains(self, entries: Sequence[DraftEntry[_Session]]) -> int:
+    def _draw_chains(self, entries: Sequence[DraftEntry[_Session]], chunks: Sequence[Chunk]) -> int:
         """Draws several tokens of each line in a row, and returns how many; 0, with nothing done, if it cannot be."""
         depth = self._schedule.depth(entries)
+        if depth == 1:
+            return 0
         rows = [row for entry in entries if (row := entry.session.fixed_row) is not None]
-        if depth == 1 or len(rows) < len(entries):
+        if len(rows) < len(entries):
             return 0
-        try:
-            draws = self._runtime.draw_chains(
-                self._chunks(entries), rows, depth, limit=self._vocab_size, num_runners_up=NUM_RUNNERS_UP
-            )
-        except OutOfKVBlocks:  # there may be room for one token of each
-            return 0
+        draws = self._runtime.draw_chains(chunks, rows, depth, limit=self._vocab_size, num_runners_up=NUM_RUNNERS_UP)
         if draws is None:
             return 0
         guesses = map(guess_of, draws.token_ids, draws.runners_up)
@@ -250,9 +248,9 @@ class DraftEngine:
             entry.extend(list(itertools.islice(guesses, depth)))
         return depth
 
-    def _draw_next(self, entries: Sequence[DraftEntry[_Session]]) -> int:
+    def _draw_next(self, entries: Sequence[DraftEntry[_Session]], chunks: Sequence[Chunk]) -> int:
         """Draws one token of each line, and behind what was looked up; returns how many tokens that brought."""
-        logits = self._runtime.forward(self._chunks(entries))
+        logits = self._runtime.forward(chunks)
         for entry in entries:
             entry.line.num_cached += len(entry.token_ids)
         return self._draw(logits, [entry for entry in entries if entry.draws])

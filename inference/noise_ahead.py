@@ -30,23 +30,28 @@ def gumbel_of_all(
     """`gumbel` of the tokens [0, vocab_size), bit by bit: float64 [R, vocab_size], not to be changed."""
     if not is_made_ahead(len(seeds), vocab_size):
         return gumbel(seeds, positions, torch.arange(vocab_size, device=device))
-    size = min(_BLOCK_ELEMENTS // vocab_size, _MAX_POSITIONS)
-    rows = [
-        _block(seed, position // size, size, vocab_size, device)[position % size]
-        for seed, position in zip(seeds, positions, strict=True)
-    ]
+    rows = _rows(seeds, positions, vocab_size, device)
     return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
 
 def gumbel_of_chains(seeds: Sequence[int], positions: Sequence[int], depth: int, vocab_size: int) -> torch.Tensor:
     """The same for ``depth`` positions of each row from its own on: float64 [R, depth, vocab_size], on the CPU."""
-    size = max(1, min(_BLOCK_ELEMENTS // vocab_size, _MAX_POSITIONS))
-    rows = [
-        _block(seed, position // size, size, vocab_size, torch.device("cpu"))[position % size]
-        for seed, first in zip(seeds, positions, strict=True)
-        for position in range(first, first + depth)
+    cpu = torch.device("cpu")
+    seed_of_each = [seed for seed in seeds for _ in range(depth)]
+    each = [position for first in positions for position in range(first, first + depth)]
+    if is_made_ahead(1, vocab_size):
+        rows = torch.stack(_rows(seed_of_each, each, vocab_size, cpu))
+    else:
+        rows = gumbel(seed_of_each, each, torch.arange(vocab_size))
+    return rows.view(len(seeds), depth, vocab_size)
+
+
+def _rows(seeds: Sequence[int], positions: Sequence[int], vocab_size: int, device: torch.device) -> list[torch.Tensor]:
+    size = min(_BLOCK_ELEMENTS // vocab_size, _MAX_POSITIONS)
+    return [
+        _block(seed, position // size, size, vocab_size, device)[position % size]
+        for seed, position in zip(seeds, positions, strict=True)
     ]
-    return torch.stack(rows).view(len(seeds), depth, vocab_size)
 
 
 def is_made_ahead(num_rows: int, vocab_size: int) -> bool:

@@ -25,8 +25,7 @@ from speculation.messages import OpenDraft, StepReport, TokenId
 from speculation.prompt_lookup import NOTHING, LookedUp, LookupStatistics
 
 IDLE_BELOW = 0.03
-"""A token that will be of use less often than this is not drafted at all: the processor may be wanted elsewhere."""
-
+"""For a token that will be of use less often than this no step is made: the processor may be wanted elsewhere."""
 
 MAX_DEPTH = 4
 """Tokens that lines grow by in one step, if nothing stands in the way: a commit waits for as long."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from inference import SamplingRow, draw, gumbel
-from inference.noise_ahead import gumbel_of_all, is_made_ahead
+from inference.noise_ahead import gumbel_of_all, gumbel_of_chains, is_made_ahead
 
 CPU = torch.device("cpu")
 SEEDS = [3, 2**64 - 1, 3, 3, 0, 3]
@@ -19,6 +19,14 @@ def test_the_bits_of_gumbel(vocab_size: int) -> None:
     assert torch.equal(gumbel_of_all(SEEDS, POSITIONS, vocab_size, CPU), expected)
     for row, (seed, position) in enumerate(zip(SEEDS, POSITIONS, strict=True)):
         assert torch.equal(gumbel_of_all([seed], [position], vocab_size, CPU), expected[row : row + 1])
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2_048, 20_000])
+def test_the_bits_of_gumbel_in_a_row(vocab_size: int) -> None:
+    found = gumbel_of_chains(SEEDS, POSITIONS, 3, vocab_size)
+    for depth in range(3):
+        expected = gumbel(SEEDS, [position + depth for position in POSITIONS], torch.arange(vocab_size))
+        assert torch.equal(found[:, depth], expected)
 
 
 def test_many_positions_of_one_sequence() -> None:

@@ -169,7 +169,7 @@ def test_several_tokens_in_a_row_are_those_that_come_one_by_one(
 
 
 def test_lines_with_branches_grow_by_several_tokens_too(make_runtime: MakeRuntime) -> None:
-    """And where memory is too short for that, by one."""
+    """Also where memory is short: then branches go."""
     runtime = make_runtime("close", kv_tokens=160, compiled=True)
     harness = Harness(runtime)
     for session in range(2):
